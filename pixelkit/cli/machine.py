@@ -1,0 +1,107 @@
+"""`pixelkit doctor`, `hardware`, `config`: what is here, what it will do, and the user's settings."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+
+import click
+from rich.table import Table
+
+from pixelkit.catalog import list_hardware
+from pixelkit.cli import report
+from pixelkit.engines.choice import GET_KOHYA
+from pixelkit.engines.kohya.options import list_changed_files, recognise_commit
+from pixelkit.errors import PresetError, did_you_mean
+from pixelkit.hardware import choose_profile, detect_machine
+from pixelkit.paths import ENGINE_COMMIT, SETTINGS, locate_sd_scripts, read_settings, settings_file, write_setting
+
+PACKAGES = ("torch", "torchvision", "accelerate", "diffusers", "transformers", "peft", "safetensors", "bitsandbytes", "xformers")
+
+
+@click.command()
+def doctor() -> None:
+    """What is installed, where the engine is and at which commit, which GPU; what to type for what is missing."""
+    table = Table(box=None, show_header=False)
+    table.add_row("python", platform.python_version())
+    missing = []
+    for name in PACKAGES:
+        version = _version(name)
+        table.add_row(name, version or "not installed")
+        if version is None and name not in {"bitsandbytes", "xformers"}:
+            missing.append(name)
+    table.add_row("machine", str(detect_machine()))
+    found = locate_sd_scripts()
+    if found is None:
+        table.add_row("sd-scripts", f"not found; {GET_KOHYA}")
+    elif not (found.path / "train_network.py").is_file():
+        table.add_row("sd-scripts", f"{found.path} ({found.named_by}) holds no train_network.py; {GET_KOHYA}")
+    else:
+        commit = recognise_commit(found.path) or "unknown commit"
+        changed = list_changed_files(found.path)
+        state = f"; differs from the pinned {ENGINE_COMMIT[:8]} in {', '.join(changed)}" if changed else ", as pinned"
+        table.add_row("sd-scripts", f"{found.path} ({found.named_by}) at {commit}{state}")
+    report.stdout().print(table)
+    if missing:
+        click.echo(f"to train, install what is missing ({', '.join(missing)}): pip install 'pixelkit[train]'")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@click.command()
+@click.option("--hardware", "wanted", default="auto", metavar="NAME", help="Show this profile instead.")
+def hardware(wanted: str) -> None:
+    """What was found, which profile it gets and why, and what that profile chooses."""
+    machine = detect_machine()
+    profiles = list_hardware()
+    name, reason = choose_profile(wanted, machine, profiles)
+    profile = profiles[name]
+    out = report.stdout()
+    out.print(f"found    {machine}", highlight=False)
+    out.print(f"profile  {name}: {profile.title} ({reason})", highlight=False)
+    fused = ", fused" if profile.fused_optimizer else ""
+    out.print(f"chooses  precision {profile.precision}, optimizer {profile.optimizer}{fused}, {profile.workers} data workers", highlight=False)
+    table = Table("family", "batch size", "gradient checkpointing", "compile", "further options", box=None, header_style="bold")
+    for family, settings in profile.families.items():
+        above = settings.checkpointing_above
+        checkpointing = "off" if above is None else "on" if above == 0 else f"on above batch {above}"
+        if settings.unchecked_needs_gib:
+            checkpointing += f", or with less than {settings.unchecked_needs_gib:g} GiB free"
+        further = ", ".join(f"{key} = {value}" for key, value in {**profile.kohya, **settings.kohya}.items())
+        table.add_row(family, str(settings.batch_size), checkpointing, "on" if settings.compile else "off", further)
+    out.print(table)
+    click.echo(f"profiles: {', '.join(profiles)}")
+
+
+@click.group()
+def config() -> None:
+    """The user's settings: where sd-scripts, base models and runs lie."""
+
+
+@config.command("set")
+@click.argument("key")
+@click.argument("value")
+def set_value(key: str, value: str) -> None:
+    """Set KEY to VALUE; an empty VALUE removes it."""
+    click.echo(write_setting(key, value))
+
+
+@config.command("show")
+@click.argument("key", required=False)
+def show(key: str | None) -> None:
+    """Print all settings, or one."""
+    settings = read_settings()
+    if key is not None and key not in SETTINGS:
+        raise PresetError(f"no setting is called {key}", hint=did_you_mean(key, SETTINGS) or f"there are {', '.join(SETTINGS)}")
+    if key is not None:
+        click.echo(settings.get(key, ""))
+        return
+    click.echo(f"{settings_file()}")
+    for name, meaning in SETTINGS.items():
+        click.echo(f"{name:12} {settings.get(name, '(not set)'):30} {meaning}")

@@ -1,0 +1,125 @@
+"""`pixelkit`: the commands that train, check and render, and the group that holds all others."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pixelkit import __version__
+from pixelkit.cli import report
+from pixelkit.cli.machine import config, doctor, hardware
+from pixelkit.cli.presets import presets
+from pixelkit.cli.runs import runs
+from pixelkit.errors import PixelkitError
+from pixelkit.ready import Choices, make_ready
+
+
+class Group(click.Group):
+    """Turns pixelkit's errors into one message and their exit code; nobody sees a traceback for bad input."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401, D102 - click's
+        try:
+            return super().invoke(ctx)
+        except PixelkitError as error:
+            report.print_error(error)
+            ctx.exit(error.exit_code)
+        except BrokenPipeError:
+            sys.stderr.close()
+            ctx.exit(0)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="pixelkit")
+def main() -> None:
+    """Train models of a game's pixel art: one TOML preset in, a LoRA that every tool can load out.
+
+    Start with `pixelkit run presets/quickstart.toml`, or `pixelkit presets list`.
+    """
+
+
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that `run`, `check` and `render` share."""
+    for option in reversed(
+        (
+            click.argument("preset"),
+            click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. --set train.steps=100."),
+            click.option("--hardware", metavar="NAME", help="A hardware profile instead of the one that fits this machine."),
+            click.option("--engine", type=click.Choice(["auto", "kohya", "diffusers"]), help="Who trains."),
+            click.option("--sd-scripts", type=click.Path(path_type=Path), metavar="PATH", help="The sd-scripts checkout."),
+            click.option("--runs", "runs_folder", type=click.Path(path_type=Path), metavar="DIR", help="Where run directories go."),
+            click.option("--templates", type=click.Path(path_type=Path), metavar="DIR", help="Your own templates, one by one."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _choices(overrides: tuple[str, ...], hardware: str | None, engine: str | None, **paths: Path | None) -> Choices:
+    return Choices(
+        overrides=overrides,
+        hardware=hardware,
+        engine=engine,
+        sd_scripts=paths["sd_scripts"],
+        runs=paths["runs_folder"],
+        templates=paths["templates"],
+    )
+
+
+@main.command()
+@run_options
+@click.option("--dry-run", is_flag=True, help="Check and render everything, print the command line, start nothing.")
+def run(preset: str, *, dry_run: bool, **options: Any) -> None:  # noqa: ANN401
+    """Train what PRESET says (a file, or a shipped preset's name) and ship it.
+
+    The last line on standard output is the path of the model.
+    """
+    from pixelkit import pipeline
+
+    choices = _choices(**options)
+    if dry_run:
+        click.echo(pipeline.dry_run(make_ready(preset, choices)))
+        return
+    with report.watching() as watcher:
+        shipment = pipeline.run_preset(preset, choices, watcher)
+    report.print_shipment(shipment)
+
+
+@main.command()
+@click.argument("run_name", metavar="RUN")
+@click.option("--runs", "runs_folder", type=click.Path(path_type=Path), metavar="DIR", help="Where run directories lie.")
+def resume(run_name: str, runs_folder: Path | None) -> None:
+    """Go on with a run that was stopped or failed: RUN is its directory, its name, or `latest`."""
+    from pixelkit import pipeline
+
+    with report.watching() as watcher:
+        shipment = pipeline.resume_run(run_name, Choices(runs=runs_folder), watcher)
+    report.print_shipment(shipment)
+
+
+@main.command()
+@run_options
+def check(preset: str, **options: Any) -> None:  # noqa: ANN401
+    """Check PRESET and print the plan: each value with the place it comes from, memory, warnings."""
+    report.print_plan(make_ready(preset, _choices(**options)).plan)
+
+
+@main.command()
+@run_options
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where the files go.")
+def render(preset: str, *, out: Path, **options: Any) -> None:  # noqa: ANN401
+    """Write the trainer's configuration of PRESET to a folder, verified, and start nothing."""
+    from pixelkit import pipeline
+
+    for path in pipeline.write_configs(make_ready(preset, _choices(**options)), out):
+        click.echo(path)
+
+
+main.add_command(presets)
+main.add_command(runs)
+main.add_command(config)
+main.add_command(doctor)
+main.add_command(hardware)

@@ -1,0 +1,73 @@
+"""What an engine is to the rest of pixelkit: a module with these functions."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pixelkit.process import Command
+from pixelkit.errors import Problem
+from pixelkit.paths import PACKAGE
+from pixelkit.plan import Plan
+from pixelkit.rundir import RunDir
+
+CONFIG = "config.toml"
+ACCELERATE = "accelerate.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineData:
+    """What the engine reads besides its configuration: folders of prepared images, and the sd-scripts checkout."""
+
+    images: Path
+    class_images: Path | None
+    sd_scripts: Path | None
+
+
+class Engine(Protocol):
+    """An adapter module. It imports no torch; what does runs in the trainer's process, in the engine's entry module."""
+
+    def check(self, plan: Plan, sd_scripts: Path | None) -> list[Problem]:
+        """What stands in the way of this plan, said in the preset's terms; empty if nothing does."""
+        ...
+
+    def context(self, plan: Plan, run: RunDir, data: EngineData) -> Mapping[str, Mapping[str, object]]:
+        """The templates' variables, by template name without `.j2`."""
+        ...
+
+    def verify(self, plan: Plan, files: Mapping[str, Path]) -> list[Problem]:
+        """What is wrong with the rendered files, read back as the engine reads them."""
+        ...
+
+    def command(self, plan: Plan, run: RunDir, data: EngineData, *, resume: Path | None = None) -> Command:
+        """How to start the trainer; `resume` is a state folder that it saved."""
+        ...
+
+
+def launch_command(plan: Plan, run: RunDir, *, module: str, arguments: Sequence[str], cwd: Path) -> Command:
+    """`accelerate launch` of an entry module, with an environment scrubbed of what changes or breaks a trainer."""
+    threads = plan.machine.cores if plan.device in {"cpu", "mps"} else min(4, plan.machine.cores)
+    argv = (
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(run.config / ACCELERATE),
+        "--num_cpu_threads_per_process",
+        str(threads),
+        "-m",
+        module,
+        *arguments,
+    )
+    return Command(argv=argv, env=trainer_environment(plan), cwd=cwd)
+
+
+def trainer_environment(plan: Plan) -> dict[str, str]:
+    """This process's environment without accelerate's and tqdm's variables, with the profile's and where pixelkit lies."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "TQDM_", "PYTHONSTARTUP"))}
+    python_path = [str(PACKAGE.parent), *filter(None, [kept.get("PYTHONPATH", "")])]
+    return {**kept, "PYTHONPATH": os.pathsep.join(python_path), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", **plan.environment}

@@ -1,0 +1,255 @@
+"""kohya sd-scripts as an engine: which script, which options, and what must not reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pixelkit.process import Command
+from pixelkit.engines.adapter import ACCELERATE, CONFIG, EngineData, launch_command
+from pixelkit.engines.kohya.options import check_kohya_table, list_changed_files, load_table, verify_config, verify_dataset_config
+from pixelkit.engines.kohya.rules import check_rules
+from pixelkit.errors import Problem
+from pixelkit.plan import Plan
+from pixelkit.rundir import RunDir
+
+DATASET = "dataset.toml"
+PROMPTS = "prompts.json"
+SCRIPTS: Mapping[str, Mapping[str, str]] = {
+    "lora": {
+        "sd15": "train_network",
+        "sd2": "train_network",
+        "sdxl": "sdxl_train_network",
+        "sd3": "sd3_train_network",
+        "flux": "flux_train_network",
+    },
+    "dreambooth": {"sd15": "train_db", "sd2": "train_db", "sdxl": "sdxl_train"},
+}
+NETWORK_MODULES: Mapping[str, str] = {
+    "sd15": "networks.lora",
+    "sd2": "networks.lora",
+    "sdxl": "networks.lora",
+    "sd3": "networks.lora_sd3",
+    "flux": "networks.lora_flux",
+}
+OPTIMIZERS: Mapping[str, str] = {
+    "adamw": "AdamW",
+    "adamw8bit": "AdamW8bit",
+    "adafactor": "Adafactor",
+    "lion": "Lion",
+    "prodigy": "Prodigy",
+    "sgd": "SGDNesterov",
+}
+SAMPLERS: Mapping[str, str] = {"ddim": "ddim", "euler": "euler", "euler_a": "euler_a", "dpm++": "dpmsolver++"}
+# What pixelkit sets itself, because its own care rests on it.
+OWNED = frozenset(
+    "output_dir output_name config_file dataset_config dataset_class in_json train_data_dir reg_data_dir resolution "
+    "sample_prompts resume save_model_as pretrained_model_name_or_path base_weights base_weights_multiplier".split()
+)
+DIFFUSION = frozenset({"sd15", "sd2", "sdxl"})
+
+
+def script_of(plan: Plan) -> str | None:
+    """The script of sd-scripts for a plan's method and family, or None where there is none."""
+    return SCRIPTS[plan.method].get(plan.base.spec.family)
+
+
+def check(plan: Plan, sd_scripts: Path | None) -> list[Problem]:
+    """The engine, its commit, the base's further files, [kohya], and options that exclude each other."""
+    problems = _check_checkout(sd_scripts)
+    script = script_of(plan)
+    if script is None:
+        return [*problems, Problem(what=f"method = {plan.method}: not for {plan.base.spec.family}", hint='use method = "lora"')]
+    if plan.base.spec.layout == "diffusers" and plan.method == "dreambooth":
+        return [*problems, Problem(what=f"method = dreambooth: sd-scripts cannot load the layout of {plan.base.name}", hint='use method = "lora"')]
+    own = {key: value for key, value in plan.kohya.items() if f"kohya.{key}" in plan.sources}
+
+    def where(key: str) -> str:
+        return f"{plan.sources[f'kohya.{key}']} [kohya]"
+
+    for key in sorted(own.keys() & OWNED):
+        problems.append(Problem(where=where(key), what=f"{key}: pixelkit sets this itself", hint=OWNED_HINTS.get(key, "remove it")))
+    problems += check_kohya_table({key: value for key, value in own.items() if key not in OWNED}, script, where)
+    if plan.base.spec.local_only and not plan.base.local:
+        files = " or ".join(plan.base.spec.files)
+        problems.append(Problem(what=f"{plan.base.name} must be a local file: {files}", hint=MODELS_HINT))
+    for option, file in plan.base.spec.needs.items():
+        path = plan.kohya.get(option) or plan.base.files.get(option)
+        if not path:
+            problems.append(Problem(what=f"{plan.base.name} needs {file}", hint=f'{MODELS_HINT}, or write [kohya] {option} = "/path/to/{file}"'))
+        elif not Path(str(path)).expanduser().is_file():
+            problems.append(Problem(where=where(option), what=f"{option} = {path}: no such file"))
+    return problems
+
+
+MODELS_HINT = "put it into your models folder (`pixelkit config set models PATH`)"
+OWNED_HINTS: Mapping[str, str] = {
+    "output_name": "set name, at the top of the preset",
+    "output_dir": "--runs DIR puts runs elsewhere",
+    "train_data_dir": "set [dataset] path",
+    "reg_data_dir": "set [dataset] class_path",
+    "resolution": "set [dataset] resolution",
+    "sample_prompts": "set [sample] prompts",
+    "resume": "`pixelkit resume RUN` does it",
+    "pretrained_model_name_or_path": "set base, at the top of the preset",
+    "base_weights": "it trains the wrong modules (networks/lora.py:1038); merge into the base beforehand",
+}
+
+
+def _check_checkout(sd_scripts: Path | None) -> list[Problem]:
+    if sd_scripts is None:
+        return [Problem(what="sd-scripts is not found", hint="`pixelkit doctor` says how to get it")]
+    if not (sd_scripts / "train_network.py").is_file():
+        return [Problem(what=f"{sd_scripts} holds no train_network.py, so it is no sd-scripts checkout", hint="`pixelkit doctor` says how to get it")]
+    if changed := list_changed_files(sd_scripts):
+        commit = load_table().commit
+        return [
+            Problem(
+                what=f"{sd_scripts} is not sd-scripts at {commit[:8]}: {', '.join(changed[:3])} differ{'s' if len(changed) == 1 else ''}",
+                hint=f"git -C {sd_scripts} checkout {commit}",
+            )
+        ]
+    return []
+
+
+def context(plan: Plan, run: RunDir, data: EngineData) -> Mapping[str, Mapping[str, object]]:
+    """Variables of config.toml, dataset.toml, prompts.json and accelerate.yaml."""
+    spec, train = plan.base.spec, plan.train
+    script = script_of(plan)
+    lora = plan.method == "lora"
+    stock = spec.layout == "stock"
+    sides = [side for bucket in plan.dataset.buckets for side in (bucket.width, bucket.height)]
+    config: dict[str, object] = {
+        "name": plan.name,
+        "script": script,
+        "base": plan.base.location,
+        "output_dir": run.output,
+        "save_precision": train.save_precision,
+        "v_parameterization": spec.v_parameterization,
+        "files": {key: str(Path(str(plan.kohya.get(key) or plan.base.files[key])).expanduser()) for key in spec.needs},
+        "network": _network(plan) if lora else None,
+        "text_encoder_lr": _text_encoder_lr(plan),
+        "train": train,
+        "resolution": f"{plan.dataset.resolution},{plan.dataset.resolution}",
+        "cache_text_encoder": train.cache_text_encoder and script != "train_db",
+        "long_captions": stock and spec.family in DIFFUSION,
+        "prior_weight": plan.dataset.prior_weight if data.class_images and script != "sdxl_train" else None,
+        "optimizer": OPTIMIZERS[train.optimizer],
+        "optimizer_args": _optimizer_args(plan),
+        "diffusion_loss": spec.family in DIFFUSION,
+        "no_half_vae": spec.family == "sdxl",
+        "stop_text_encoder": script == "train_db" and not train.train_text_encoder,
+        "train_text_encoder_flag": script == "sdxl_train" and train.train_text_encoder,
+        "metadata": _metadata(plan),
+        "prompts_file": run.config / PROMPTS if plan.sample.prompts else None,
+        "sampler": SAMPLERS[plan.sample.sampler],
+        "sample_every_steps": plan.sample.every_steps,
+        "extra": {key: value for key, value in plan.kohya.items() if key not in spec.needs},
+    }
+    dataset = {
+        "train": train,
+        "keep_tokens": 1 if plan.dataset.trigger else 0,
+        "dataset_resolution": plan.dataset.resolution,
+        "bucket_step": spec.bucket_step,
+        "min_bucket": min(*sides, plan.dataset.resolution),
+        "max_bucket": max(*sides, plan.dataset.resolution),
+        "images": data.images,
+        "repeats": plan.dataset.repeats,
+        "class_images": data.class_images,
+    }
+    contexts: dict[str, Mapping[str, object]] = {
+        CONFIG: config,
+        DATASET: dataset,
+        ACCELERATE: {"precision": train.precision, "cpu": plan.device == "cpu"},
+    }
+    if plan.sample.prompts:
+        contexts[PROMPTS] = {"prompts": _prompts(plan)}
+    return contexts
+
+
+def _network(plan: Plan) -> Mapping[str, object]:
+    network = plan.network
+    conv = [f"conv_dim={network.conv_rank}", f"conv_alpha={network.conv_alpha:g}"] if network.conv_rank else []
+    return {
+        "module": NETWORK_MODULES[plan.base.spec.family],
+        "rank": network.rank,
+        "alpha": network.alpha,
+        "dropout": network.dropout,
+        "args": conv,
+        "unet_only": not plan.train.train_text_encoder,
+    }
+
+
+def _text_encoder_lr(plan: Plan) -> list[float] | None:
+    """train_network takes one rate per text encoder."""
+    if not plan.train.train_text_encoder:
+        return None
+    return [plan.train.text_encoder_learning_rate] * (2 if plan.base.spec.family == "sdxl" else 1)
+
+
+def _optimizer_args(plan: Plan) -> list[str]:
+    if plan.train.optimizer == "adafactor":
+        return ["relative_step=False", "scale_parameter=False", "warmup_init=False"]
+    return ["fused=True"] if plan.train.optimizer == "adamw" and plan.train.fused_optimizer else []
+
+
+def _metadata(plan: Plan) -> Mapping[str, str]:
+    export = plan.preset.export
+    texts = {
+        "metadata_title": export.title or plan.name,
+        "metadata_author": export.author,
+        "metadata_description": export.description,
+        "metadata_license": export.license,
+        "metadata_tags": plan.dataset.trigger,
+    }
+    return {key: text for key, text in texts.items() if text}
+
+
+def _prompts(plan: Plan) -> list[Mapping[str, object]]:
+    sample = plan.sample
+    # FLUX dev takes its distilled guidance; `scale` there is true CFG (library/flux_train_utils.py:158).
+    guidance = {"guidance_scale": sample.guidance, "scale": 1.0} if plan.base.spec.family == "flux" else {"scale": sample.guidance}
+    return [
+        {
+            "prompt": prompt,
+            "negative_prompt": sample.negative,
+            "width": sample.width,
+            "height": sample.height,
+            "sample_steps": sample.steps,
+            **guidance,
+            "seed": sample.seed + index,
+            "sample_sampler": SAMPLERS[sample.sampler],
+        }
+        for index, prompt in enumerate(sample.prompts)
+    ]
+
+
+def verify(plan: Plan, files: Mapping[str, Path]) -> list[Problem]:
+    """Both files read back with the engine's parser, every key held against the option table, then the rules."""
+    import toml  # noqa: PLC0415 - the engine's parser; `check` does without
+
+    script = script_of(plan)
+    assert script is not None
+    problems = verify_config(files[CONFIG], script) + verify_dataset_config(files[DATASET], script)
+    if problems:
+        return problems
+    options: dict[str, object] = {}
+    for key, value in toml.load(files[CONFIG]).items():
+        options.update(value if isinstance(value, dict) else {key: value})
+    options["dataset_config"] = str(files[DATASET])
+    dataset: dict[str, object] = toml.load(files[DATASET])
+    # Our entry trains UNets of other layouts, whose latents are not those that the 64-pixel step is about.
+    skip = frozenset({"bucket_step"} if plan.base.spec.layout == "diffusers" else ())
+    return check_rules(script, options, dataset, skip=skip)
+
+
+def command(plan: Plan, run: RunDir, data: EngineData, *, resume: Path | None = None) -> Command:
+    """Our entry module under `accelerate launch`, in the checkout's folder."""
+    assert data.sd_scripts is not None
+    script = script_of(plan)
+    assert script is not None
+    arguments = ["--script", script, "--layout", plan.base.spec.layout, "--"]
+    arguments += ["--config_file", str(run.config / CONFIG), "--dataset_config", str(run.config / DATASET)]
+    if resume:
+        arguments += ["--resume", str(resume)]
+    return launch_command(plan, run, module="pixelkit.engines.kohya.entry", arguments=arguments, cwd=data.sd_scripts)

@@ -1,0 +1,109 @@
+"""Where things are: shipped data folders, the engine, the user's settings."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+from pixelkit.errors import PresetError, StorageError, did_you_mean
+
+PACKAGE = Path(__file__).resolve().parent
+ENGINE_COMMIT = "48d368fa557731ad0488c07304dfeba8c07910eb"
+ENGINE_VARIABLE = "PIXELKIT_SD_SCRIPTS"
+SETTINGS: Mapping[str, str] = {
+    "sd_scripts": "folder of a kohya sd-scripts checkout",
+    "models": "folder that holds base models, searched by file name",
+    "runs": "folder for run directories (default: runs)",
+}
+
+
+def data_dir(name: Literal["presets", "templates"]) -> Path:
+    """The shipped data folder: beside the package in a checkout, inside it in an installed wheel."""
+    beside = PACKAGE.parent / name
+    return beside if beside.is_dir() else PACKAGE / f"_{name}"
+
+
+def settings_file() -> Path:
+    """The user's settings, `config.toml` in the platform's configuration folder."""
+    return Path(platformdirs.user_config_dir("pixelkit", appauthor=False)) / "config.toml"
+
+
+def read_settings() -> dict[str, str]:
+    """All settings of the user; empty if there is no file. Raises PresetError if the file is no TOML."""
+    path = settings_file()
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PresetError(f"{path} is not valid TOML: {error}", hint="mend or delete it") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    return {key: str(value) for key, value in document.items()}
+
+
+def write_setting(key: str, value: str) -> Path:
+    """Set one setting and return the file; an empty value removes it."""
+    if key not in SETTINGS:
+        raise PresetError(f"no setting is called {key}", hint=did_you_mean(key, SETTINGS) or f"there are {', '.join(SETTINGS)}")
+    settings = read_settings()
+    if value:
+        settings[key] = value
+    else:
+        settings.pop(key, None)
+    import tomlkit  # noqa: PLC0415 - a twentieth of a second that only this needs
+
+    write_atomically(settings_file(), tomlkit.dumps(settings))
+    return settings_file()
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all: a temporary name in the same folder, fsync, rename."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise StorageError(f"cannot write {path}: {error.strerror}", hint="is the folder writable, is the disk full?") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineLocation:
+    """A checkout of sd-scripts and what named it."""
+
+    path: Path
+    named_by: str
+
+
+def locate_sd_scripts(explicit: Path | None = None) -> EngineLocation | None:
+    """The first that is named: `--sd-scripts`, the environment, the user's settings; else third_party/sd-scripts if filled.
+
+    A named folder that holds no train_network.py is returned as it is: the engine's check says so.
+    """
+    named = (
+        (str(explicit) if explicit else "", "--sd-scripts"),
+        (os.environ.get(ENGINE_VARIABLE, ""), ENGINE_VARIABLE),
+        (read_settings().get("sd_scripts", ""), str(settings_file())),
+    )
+    for value, name in named:
+        if value:
+            return EngineLocation(path=Path(value).expanduser().resolve(), named_by=name)
+    submodule = PACKAGE.parent / "third_party" / "sd-scripts"
+    if (submodule / "train_network.py").is_file():
+        return EngineLocation(path=submodule, named_by="third_party/sd-scripts")
+    return None

@@ -1,0 +1,224 @@
+"""`pixelkit run`: one straight line from a preset to a shipped model."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomlkit
+
+from pixelkit import __version__
+from pixelkit.dataset import Prepared, prepare
+from pixelkit.diagnosis import diagnose
+from pixelkit.engines.adapter import EngineData
+from pixelkit.engines.kohya.options import recognise_commit
+from pixelkit.errors import DataError, Interrupted, PixelkitError, RenderError, StorageError, TrainingError
+from pixelkit.launch import Exit, launch
+from pixelkit.paths import write_atomically
+from pixelkit.process import Command
+from pixelkit.progress import Event
+from pixelkit.ready import Choices, Ready, make_ready, runs_folder
+from pixelkit.render import Rendered, render
+from pixelkit.rundir import RunDir, create_run, find_run, now
+from pixelkit.ship import Shipment, inspect_weights, ship
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watcher:
+    """Who looks on: called with preparation's progress (done, total), and with the trainer's events."""
+
+    on_prepared: Callable[[int, int], None] = lambda _done, _total: None
+    on_event: Callable[[Event], None] = lambda _event: None
+
+
+def render_configs(ready: Ready, run: RunDir, data: EngineData) -> Rendered:
+    """Steps 7 and 8: render the engine's files and read them back. Raises RenderError with every finding."""
+    contexts = ready.engine.context(ready.plan, run, data)
+    rendered = render(ready.plan.engine, contexts, run.config, templates=ready.choices.templates)
+    if problems := ready.engine.verify(ready.plan, rendered.files):
+        raise RenderError("what was rendered is not what the trainer understands", problems=problems)
+    return rendered
+
+
+def planned_data(ready: Ready, run: RunDir) -> EngineData:
+    """Where the prepared images will lie, before they do: for `render` and `--dry-run`."""
+    class_images = run.dataset / "class" if ready.plan.dataset.class_sprites else None
+    return EngineData(images=run.dataset / "sprites", class_images=class_images, sd_scripts=ready.sd_scripts)
+
+
+def run_preset(preset: str, choices: Choices, watcher: Watcher) -> Shipment:
+    """The whole line. Raises PixelkitError; what was trained until then stays in the run's directory."""
+    ready = make_ready(preset, choices)
+    run = create_run(
+        runs_folder(choices),
+        ready.plan.name,
+        preset_text=ready.loaded.text,
+        plan=ready.plan.as_dict(),
+        resolved=resolved_preset(ready),
+    )
+    return carry_out(ready, run, watcher)
+
+
+def resume_run(name: str, choices: Choices, watcher: Watcher) -> Shipment:
+    """Go on where a run ended: from its last saved state, or, where training was complete, with the shipping.
+
+    Raises StorageError for a run that is done or at work, DataError where the sprites are not those it began with.
+    """
+    run = find_run(runs_folder(choices), name)
+    manifest = run.read_manifest()
+    if manifest.get("state") == "done":
+        raise StorageError(f"{run.path.name} is done: {manifest.get('model')}")
+    if run.is_active():
+        raise StorageError(f"{run.path.name} is at work (process {manifest['owner']['pid']})")
+    sd_scripts, templates = (manifest.get("choices", {}).get(key) for key in ("sd_scripts", "templates"))
+    stored = Choices(sd_scripts=Path(sd_scripts) if sd_scripts else None, templates=Path(templates) if templates else None)
+    ready = make_ready(str(run.resolved), stored)
+    return carry_out(ready, run, watcher, resume=True)
+
+
+def resolved_preset(ready: Ready) -> str:
+    """The preset as TOML that stands alone, wherever it is read from."""
+    loaded, plan = ready.loaded, ready.plan
+    values = loaded.preset.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    values.pop("extends", None)
+    values["dataset"]["path"] = str(plan.dataset.source)
+    if loaded.preset.dataset.class_path:
+        values["dataset"]["class_path"] = str(loaded.resolve_path(loaded.preset.dataset.class_path, "dataset", "class_path"))
+    if plan.base.local and loaded.preset.family:
+        values["base"] = plan.base.location
+    tables = {key: values.pop(key) for key in [key for key, value in values.items() if isinstance(value, dict)]}
+    return tomlkit.dumps({**values, "engine": plan.engine, "hardware": plan.hardware, **tables})
+
+
+def carry_out(ready: Ready, run: RunDir, watcher: Watcher, *, resume: bool = False) -> Shipment:
+    """Steps 6 to 13 in a run directory; its manifest tells every state and how it ended."""
+    try:
+        begun_with = run.read_manifest().get("dataset", {}).get("fingerprint") if resume else None
+        run.update(**_record(ready))
+        run.enter("preparing")
+        prepared = prepare(ready.plan.dataset, run.dataset, on_progress=watcher.on_prepared)
+        if begun_with not in {None, prepared.fingerprint}:
+            raise DataError(f"the sprites or captions in {ready.plan.dataset.source} are not those this run began with", hint="start a new run")
+        run.update(dataset=_describe_dataset(ready, prepared))
+        if not (resume and _is_trained(ready, run)):
+            data = EngineData(images=prepared.images, class_images=prepared.class_images, sd_scripts=ready.sd_scripts)
+            render_configs(ready, run, data)
+            command = ready.engine.command(ready.plan, run, data, resume=_last_state(run) if resume else None)
+            write_atomically(run.command, command.shell_line() + "\n")
+            run.enter("training")
+            _train(ready, run, command, watcher)
+        run.enter("shipping")
+        shipment = ship(ready.plan, run, palette=prepared.palette, fingerprint=prepared.fingerprint)
+        run.enter("done", model=str(shipment.model), exports=[str(path) for path in shipment.exports], metrics=shipment.metrics)
+    except (Interrupted, KeyboardInterrupt) as error:
+        run.enter("interrupted", reason=str(error) or "stopped by the user")
+        if isinstance(error, Interrupted):
+            raise
+        raise Interrupted("stopped", hint=f"`pixelkit resume {run.path}` goes on") from None
+    except PixelkitError as error:
+        run.enter("failed", reason=error.message, exit_code=error.exit_code)
+        raise
+    except OSError as error:
+        run.enter("failed", reason=str(error))
+        raise StorageError(f"{error.filename or run.path}: {error.strerror or error}") from error
+    return shipment
+
+
+def _is_trained(ready: Ready, run: RunDir) -> bool:
+    """Whether the trainer had already ended well, so that only the shipping is left."""
+    return run.model(ready.plan.name).is_file() and any(event.get("event") == "end" for event in run.read_metrics())
+
+
+def _last_state(run: RunDir) -> Path | None:
+    """The newest state folder that was written whole."""
+    states = [Path(str(event.get("path"))) for event in run.read_metrics() if event.get("event") == "state"]
+    return next((state for state in reversed(states) if state.is_dir()), None)
+
+
+def _train(ready: Ready, run: RunDir, command: Command, watcher: Watcher) -> None:
+    started = time.time()
+    result = launch(command, log=run.log, metrics=run.metrics, on_event=watcher.on_event)
+    run.update(
+        training={
+            "seconds": round(result.seconds, 1),
+            "last_step": result.last_step,
+            "returncode": result.returncode,
+            "peak_memory_bytes": result.peak_memory,
+        }
+    )
+    resume = f"`pixelkit resume {run.path}` goes on from the last saved state" if _last_state(run) else ""
+    if result.reason == "stopped":
+        raise Interrupted(f"stopped after step {result.last_step}; weights and state are saved", hint=resume)
+    if result.reason == "killed":
+        raise Interrupted(f"killed after step {result.last_step}", hint=resume)
+    model = run.model(ready.plan.name)
+    if result.reason != "ended" or result.returncode != 0 or not model.is_file():
+        raise _explain(result, run, resume)
+    inspect_weights(model, newer_than=started)
+
+
+def _explain(result: Exit, run: RunDir, resume: str) -> TrainingError:
+    diagnosis = diagnose(result, result.tail)
+    tail = "\n".join(f"    {line}" for line in result.tail.splitlines()[-8:])
+    parts = [diagnosis.why, diagnosis.do, f"the log's end ({run.log}):\n{tail}" if tail else f"log: {run.log}", resume]
+    return TrainingError(diagnosis.what, kind=diagnosis.kind, hint="\n".join(part for part in parts if part))
+
+
+def _record(ready: Ready) -> dict[str, object]:
+    plan = ready.plan
+    return {
+        "pixelkit": __version__,
+        "engine": plan.engine,
+        "engine_commit": recognise_commit(ready.sd_scripts) if ready.sd_scripts and plan.engine == "kohya" else None,
+        "base": {"name": plan.base.name, "location": plan.base.location},
+        "hardware": {"profile": plan.hardware, "machine": str(plan.machine)},
+        "versions": dict(_versions(("torch", "diffusers", "transformers", "accelerate", "peft"))),
+        "python": platform.python_version(),
+        "started": now(),
+        "argv": sys.argv[1:],
+        "choices": {"sd_scripts": ready.sd_scripts, "templates": ready.choices.templates},
+    }
+
+
+def _versions(names: Iterable[str]) -> Iterable[tuple[str, str]]:
+    for name in names:
+        try:
+            yield name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+
+
+def _describe_dataset(ready: Ready, prepared: Prepared) -> dict[str, object]:
+    dataset = ready.plan.dataset
+    return {
+        "source": str(dataset.source),
+        "sprites": len(dataset.sprites),
+        "class_images": len(dataset.class_sprites),
+        "background": "#{:02x}{:02x}{:02x}".format(*prepared.background),
+        "fingerprint": prepared.fingerprint,
+    }
+
+
+def write_configs(ready: Ready, folder: Path) -> Sequence[Path]:
+    """`pixelkit render`: the configuration alone, checked. The run's other folders are named but not made."""
+    run = RunDir(path=folder.resolve())
+    rendered = render_configs(ready, run, planned_data(ready, run))
+    command = ready.engine.command(ready.plan, run, planned_data(ready, run))
+    write_atomically(run.command, command.shell_line() + "\n")
+    return [*rendered.files.values(), run.command]
+
+
+def dry_run(ready: Ready) -> str:
+    """The exact command line; everything is rendered and verified, in a folder that is then removed."""
+    root = runs_folder(ready.choices)
+    run = RunDir(path=(root / f"{ready.plan.name}-TIMESTAMP").resolve())
+    with tempfile.TemporaryDirectory() as folder:
+        trial = RunDir(path=Path(folder))
+        render_configs(ready, trial, planned_data(ready, trial))
+    return ready.engine.command(ready.plan, run, planned_data(ready, run)).shell_line()

@@ -1,0 +1,6 @@
+"""resolve(preset, base, hardware) -> Plan: frozen, every number final."""
+
+from pixelkit.plan.model import DatasetPlan, NetworkPlan, Plan, PlannedSprite, SamplePlan, TrainPlan
+from pixelkit.plan.resolve import absorb_kohya, resolve
+
+__all__ = ["DatasetPlan", "NetworkPlan", "Plan", "PlannedSprite", "SamplePlan", "TrainPlan", "absorb_kohya", "resolve"]

@@ -1,0 +1,49 @@
+"""What every test shares: where the engine is, and that unit tests start no process."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pixelkit import paths
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or writes the settings of the person who runs it."""
+    folder = tmp_path_factory.mktemp("settings")
+    monkeypatch.setattr(paths, "settings_file", lambda: folder / "config.toml")
+
+
+@pytest.fixture(autouse=True)
+def _no_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside tests/slow nothing may start a process."""
+    if "slow" in request.path.relative_to(TESTS).parts:
+        return
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        pytest.fail(f"a unit test started a process: {args} {kwargs}")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+
+
+@pytest.fixture(scope="session")
+def sd_scripts() -> Path:
+    """The engine's checkout; tests that need it are skipped where there is none."""
+    found = paths.locate_sd_scripts()
+    if found is None or not (found.path / "train_network.py").is_file():
+        pytest.skip("sd-scripts not found (PIXELKIT_SD_SCRIPTS or third_party/sd-scripts)")
+    return found.path
+
+
+@pytest.fixture(scope="session")
+def crawl_tiles() -> Path:
+    """3,120 real CC0 sprites beside the project; not needed, used where found."""
+    folder = TESTS.parent.parent / "shared" / "data" / "crawl-tiles"
+    if not folder.is_dir():
+        pytest.skip("no crawl tiles beside the project")
+    return folder

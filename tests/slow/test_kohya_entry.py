@@ -1,0 +1,332 @@
+"""The kohya entry through the real `accelerate launch` and the pinned sd-scripts, on bases with random weights."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import kohya_bases
+import psutil
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 420.0
+
+
+class Training:
+    """One entry at work, as pixelkit starts it: an own session, orders through a pipe, events read as they come."""
+
+    def __init__(self, sd_scripts: Path, folder: Path, config: Path, dataset: Path, options: list[str]) -> None:
+        launch = "--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
+        entry = ["-m", "pixelkit.engines.kohya.entry", "--script", "train_network", *options, "--"]
+        files = ["--config_file", str(config), "--dataset_config", str(dataset)]
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", *launch.split()]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "TQDM_ASCII": "1"}
+        self.log = folder / "log.txt"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*launcher, "--num_cpu_threads_per_process", "1", *entry, *files],
+                cwd=sd_scripts,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.events: list[dict[str, Any]] = []
+        self._coming: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if b"\x1e" in line:
+                self._coming.put(json.loads(line.partition(b"\x1e")[2]))
+        self._coming.put(None)
+
+    def wait_for(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The next event that is `wanted`."""
+        while True:
+            event = self._coming.get(timeout=LIMIT)
+            assert event is not None, self.log.read_text(errors="replace")[-3000:]
+            self.events.append(event)
+            if wanted(event):
+                return event
+
+    def order(self, text: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(text.encode())
+        self.process.stdin.flush()
+
+    def finish(self) -> int:
+        """The launcher's exit code, once everything has ended by itself."""
+        while (event := self._coming.get(timeout=LIMIT)) is not None:
+            self.events.append(event)
+        self._reader.join()
+        return self.process.wait(timeout=60)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._reader.join()
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == kind]
+
+
+class Bench:
+    """A folder with a data set, where trainings start."""
+
+    def __init__(self, sd_scripts: Path, folder: Path) -> None:
+        self.sd_scripts = sd_scripts
+        self.folder = folder
+        self.out = folder / "out"
+        self.trainings: list[Training] = []
+
+    def start(
+        self, base: Path, *options: str, size: int = 64, images: Path | None = None, **changes: object
+    ) -> Training:
+        """A rank 4 LoRA of 20 images at batch 4 (5 batches an epoch), one prompt."""
+        images = images or kohya_bases.make_images(self.folder / "images", size=size)
+        dataset = self.folder / "dataset.toml"
+        subset = f'[[datasets.subsets]]\nimage_dir = "{images}"\ncaption_extension = ".txt"\nnum_repeats = 1\n'
+        shape = f"resolution = {size}\nbatch_size = 4\nenable_bucket = true\nbucket_no_upscale = true\n"
+        steps = f"min_bucket_reso = {size}\nbucket_reso_steps = {min(64, size)}\n"
+        dataset.write_text(f"[[datasets]]\n{shape}{steps}{subset}", encoding="utf-8")
+        prompts = self.folder / "prompts.txt"
+        prompts.write_text(f"pxl sprite, knight --w {size} --h {size} --d 7 --s 2 --l 4\n", encoding="utf-8")
+        settings: dict[str, object] = {
+            "pretrained_model_name_or_path": str(base),
+            "output_dir": str(self.out),
+            "output_name": "hero",
+            "network_module": "networks.lora",
+            "network_dim": 4,
+            "network_alpha": 4,
+            "resolution": f"{size},{size}",
+            "learning_rate": 1e-3,
+            "max_train_steps": 7,
+            "cache_latents": True,
+            "mixed_precision": "no",
+            "save_precision": "fp16",
+            "sample_prompts": str(prompts),
+            "sample_sampler": "ddim",
+            "seed": 1,
+            "max_data_loader_n_workers": 0,
+            "console_log_simple": True,
+            "sdpa": True,
+        } | changes
+        config = self.folder / "config.toml"
+        lines = [f"{name} = {json.dumps(value)}\n" for name, value in settings.items() if value is not None]
+        config.write_text("".join(lines), encoding="utf-8")
+        training = Training(self.sd_scripts, self.folder, config, dataset, list(options))
+        self.trainings.append(training)
+        return training
+
+
+@pytest.fixture
+def bench(sd_scripts: Path, tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(sd_scripts, tmp_path)
+    yield bench
+    for training in bench.trainings:
+        training.kill()
+
+
+@pytest.fixture(scope="session")
+def toy(sd_scripts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return kohya_bases.make_toy(tmp_path_factory.mktemp("bases") / "toy")
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="numpy") as file:
+        return dict(file.metadata())
+
+
+def assert_lora(path: Path, *, unet_modules: int, moved: bool = True) -> None:
+    """All finite, kohya's names, and trained: an untrained LoRA's up weights are zero."""
+    tensors = load_file(path)
+    assert all((abs(tensor) < 1e4).all() for tensor in tensors.values())
+    names = {name.split(".")[0] for name in tensors}
+    assert {name.split(".", 1)[1] for name in tensors} == {"alpha", "lora_down.weight", "lora_up.weight"}
+    assert len([name for name in names if name.startswith("lora_unet_")]) == unet_modules
+    assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj" in names
+    assert any(tensor.any() for name, tensor in tensors.items() if "lora_up" in name) == moved
+
+
+def test_whole_run_then_resumed(bench: Bench, toy: Path) -> None:
+    run = bench.start(toy, "--layout", "diffusers", save_every_n_steps=3, save_state=True, sample_every_n_steps=4)
+    assert run.finish() == 0
+    kinds = [event["event"] for event in run.events]
+    assert kinds[:3] == ["begin", "sample", "step"]
+    assert kinds[-1] == "end"
+    assert {"total": 7, "epochs": 2, "engine": "kohya"}.items() <= run.events[0].items()
+    steps = run.of("step")
+    assert [event["step"] for event in steps] == [1, 2, 3, 4, 5, 6, 7]
+    assert [event["epoch"] for event in steps] == [1, 1, 1, 1, 1, 2, 2]
+    assert all(0 < event["loss"] < 10 and event["seconds"] > 0 and event["memory"] > 1 << 20 for event in steps)
+    assert {event["lr"] for event in steps} == {1e-3}
+    assert [event["step"] for event in run.of("sample")] == [0, 4, 7]
+    assert all(event["seed"] == 7 and Path(event["path"]).is_file() for event in run.of("sample"))
+    assert run.of("sample")[0]["prompt"] == "pxl sprite, knight"
+    saved = {Path(event["path"]).name: event["step"] for event in run.of("save")}
+    assert saved == {"hero-step00000003.safetensors": 3, "hero-step00000006.safetensors": 6, "hero.safetensors": 7}
+    assert_lora(bench.out / "hero.safetensors", unet_modules=192)
+    metadata = read_metadata(bench.out / "hero.safetensors")
+    expected = {"ss_steps": "7", "ss_network_dim": "4", "ss_sd_model_name": "toy", "modelspec.resolution": "64x64"}
+    assert expected.items() <= metadata.items()
+    assert len(metadata["ss_new_sd_model_hash"]) == 64
+    assert "IsADirectory" not in metadata.values()
+    assert not list(bench.out.glob("*.part*"))
+    whole = load_file(bench.out / "hero-step00000006.safetensors")
+
+    # From step 3, in the first epoch: the rhythm, the names and the count go on.
+    state = bench.out / "hero-step00000003-state"
+    (bench.out / "hero-step00000006.safetensors").unlink()
+    again = bench.start(toy, "--layout", "diffusers", save_every_n_steps=3, save_state=True, resume=str(state))
+    assert again.finish() == 0
+    assert {"total": 7, "step": 3}.items() <= again.of("begin")[0].items()
+    assert [(event["step"], event["epoch"]) for event in again.of("step")] == [(4, 1), (5, 1), (6, 2), (7, 2)]
+    assert [event["step"] for event in again.of("sample")] == [7]
+    assert read_metadata(bench.out / "hero-step00000006.safetensors")["ss_steps"] == "6"
+    assert read_metadata(bench.out / "hero.safetensors")["ss_steps"] == "7"
+    resumed = load_file(bench.out / "hero-step00000006.safetensors")
+    change = {name: abs(resumed[name].astype("f4") - whole[name].astype("f4")).max() for name in whole}
+    assert max(change.values()) < 0.02, "the weights of the state were not taken up"
+
+    # From step 6, in the second epoch, to a later end; states saved now count on as well.
+    state = bench.out / "hero-step00000006-state"
+    more = bench.start(
+        toy, "--layout", "diffusers", max_train_steps=12, save_every_n_epochs=2, save_state=True, resume=str(state)
+    )
+    assert more.finish() == 0
+    assert [(event["step"], event["epoch"]) for event in more.of("step")] == [(s, 2 + (s > 10)) for s in range(7, 13)]
+    assert (bench.out / "hero-000002.safetensors").is_file()
+    assert json.loads((bench.out / "hero-000002-state/train_state.json").read_text())["current_step"] == 10
+    assert json.loads((bench.out / "hero-state/train_state.json").read_text())["current_step"] == 12
+
+    done = bench.start(toy, "--layout", "diffusers", max_train_steps=12, resume=str(bench.out / "hero-state"))
+    assert done.finish() != 0
+    assert "nothing left to train" in done.log.read_text()
+
+
+def test_orders(bench: Bench, toy: Path) -> None:
+    run = bench.start(toy, "--layout", "diffusers", max_train_steps=100000, max_data_loader_n_workers=1)
+    run.wait_for(lambda event: event["event"] == "step" and event["step"] == 2)
+    run.order("save\n")
+    saved = run.wait_for(lambda event: event["event"] == "state")["step"]
+    run.order("sample\n")
+    assert run.wait_for(lambda event: event["event"] == "sample")["step"] > saved
+    run.wait_for(lambda event: event["event"] == "step" and event["step"] >= saved + 7)
+    assert len(run.of("save")) == 1, "saving now must not go on at each step"
+    run.order("stop\n")
+    assert run.finish() == 0
+    stopped = run.events[-1]
+    assert stopped["event"] == "stopped"
+    assert stopped["reason"] == "control"
+    last = stopped["step"]
+    assert [event["step"] for event in run.of("save")] == [saved, last]
+    assert_lora(bench.out / f"hero-step{last:08d}.safetensors", unet_modules=192)
+    state = json.loads((bench.out / f"hero-step{last:08d}-state" / "train_state.json").read_text())
+    assert state["current_step"] == last
+    assert not (bench.out / "hero.safetensors").exists()
+
+
+def test_parent_gone(bench: Bench, toy: Path) -> None:
+    run = bench.start(toy, "--layout", "diffusers", max_train_steps=100000, sample_prompts=None)
+    child = psutil.Process(run.wait_for(lambda event: event["event"] == "begin")["pid"])
+    run.wait_for(lambda event: event["event"] == "step" and event["step"] == 3)
+    assert run.process.stdin is not None
+    run.process.stdin.close()
+    child.wait(timeout=30)
+    run.finish()
+    files = list(bench.out.glob("hero-step*.safetensors"))
+    assert len(files) == 1
+    assert_lora(files[0], unet_modules=192)
+    assert len(list(bench.out.glob("hero-step*-state/train_state.json"))) == 1
+
+
+def test_signal(bench: Bench, toy: Path) -> None:
+    run = bench.start(toy, "--layout", "diffusers", max_train_steps=100000, sample_prompts=None)
+    begin = run.wait_for(lambda event: event["event"] == "begin")
+    run.wait_for(lambda event: event["event"] == "step" and event["step"] == 3)
+    os.kill(begin["pid"], signal.SIGTERM)
+    assert run.finish() == 0
+    assert run.events[-1]["event"] == "stopped"
+    assert run.events[-1]["reason"] == "signal"
+    assert (bench.out / f"hero-step{run.events[-1]['step']:08d}.safetensors").is_file()
+
+
+def test_loss_not_finite(bench: Bench, toy: Path) -> None:
+    run = bench.start(toy, "--layout", "diffusers", learning_rate=1e30, save_every_n_steps=1, save_precision="float")
+    assert run.finish() != 0
+    assert run.events[-1]["event"] == "nonfinite"
+    assert run.events[-1]["step"] == 2
+    assert "not finite" in run.log.read_text() or "is nan" in run.log.read_text()
+    assert not (bench.out / "hero.safetensors").exists()
+    for file in bench.out.glob("*.safetensors"):
+        assert all((abs(tensor) < float("inf")).all() for tensor in load_file(file).values())
+
+
+def test_latents_not_finite(bench: Bench, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file as load_torch
+    from safetensors.torch import save_file
+
+    base = kohya_bases.make_toy(tmp_path / "toy")
+    weights = load_torch(base / "vae" / "diffusion_pytorch_model.safetensors")
+    weights["encoder.conv_in.bias"][0] = torch.nan
+    save_file(weights, base / "vae" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    run = bench.start(base, "--layout", "diffusers", cache_latents_to_disk=True)
+    assert run.finish() != 0
+    assert [event["event"] for event in run.events] == ["nonfinite"]
+    assert run.events[0]["what"] == "latents"
+    assert "the latents of 20 images are not finite (000.png, 001.png, 002.png ...)" in run.log.read_text()
+    assert not list((tmp_path / "images").glob("*.npz")), "a poisoned cache must not stay"
+
+
+def test_no_data(bench: Bench, toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    run = bench.start(toy, "--layout", "diffusers", images=tmp_path / "empty")
+    assert run.finish() != 0
+    assert run.events == []
+    assert "No data found" in run.log.read_text()
+
+
+def test_shape_of_pixelkit_tiny(bench: Bench, sd_scripts: Path, tmp_path: Path) -> None:
+    base = kohya_bases.make_tiny(tmp_path / "tiny")
+    run = bench.start(base, "--layout", "diffusers", size=32, max_train_steps=5, max_token_length=150)
+    assert run.finish() == 0
+    assert [event["step"] for event in run.of("sample")] == [0, 5]
+    assert_lora(bench.out / "hero.safetensors", unet_modules=84)
+    metadata = read_metadata(bench.out / "hero.safetensors")
+    assert metadata["modelspec.prediction_type"] == "v"
+    layout = json.loads(metadata["ss_base_layout"])
+    assert layout["vae_factor"] == 2
+    assert layout["vae_scale"] == 0.7
+
+
+def test_sd15_with_the_stock_loader(bench: Bench, sd_scripts: Path, tmp_path: Path) -> None:
+    if psutil.virtual_memory().available < 9 << 30:
+        pytest.skip("needs 9 GB of free memory")
+    base = kohya_bases.make_sd15(tmp_path / "sd15")
+    tokenizers = tmp_path / "tokenizers"
+    kohya_bases.make_tokenizer(tokenizers / "openai_clip-vit-large-patch14")
+    run = bench.start(base, max_train_steps=2, tokenizer_cache_dir=str(tokenizers))
+    assert run.finish() == 0
+    assert [event["step"] for event in run.of("sample")] == [0, 2]
+    assert_lora(bench.out / "hero.safetensors", unet_modules=192)
+    assert len(load_file(bench.out / "hero.safetensors")) == 3 * 264
