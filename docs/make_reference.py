@@ -82,16 +82,15 @@ def _show(value: object) -> str:
 def commands_text() -> str:
     """docs/commands.md: every command with its help, as `--help` prints it."""
     parts = ["# Every command", "", "Made from `--help` by `docs/make_reference.py`.", ""]
-    parts += _commands(main, "pixelkit")
+    parts += _commands(main, click.Context(main, info_name="pixelkit", terminal_width=100, **main.context_settings))
     return "\n".join(parts)
 
 
-def _commands(command: click.Command, name: str) -> list[str]:
-    context = click.Context(command, info_name=name, max_content_width=100)
-    parts = [f"## {name}", "", "```", command.get_help(context), "```", ""]
+def _commands(command: click.Command, context: click.Context) -> list[str]:
+    parts = [f"## {context.command_path}", "", "```", command.get_help(context), "```", ""]
     if isinstance(command, click.Group):
-        for child in sorted(command.commands):
-            parts += _commands(command.commands[child], f"{name} {child}")
+        for name, child in sorted(command.commands.items()):
+            parts += _commands(child, click.Context(child, info_name=name, parent=context))
     return parts
 
 

@@ -38,7 +38,7 @@ class Machine:
 
 def detect_machine() -> Machine:
     """The first NVIDIA GPU that is visible, else AMD, else Apple's, else the processor."""
-    return _detect_nvidia() or _detect_amd() or _detect_apple() or _processor("cpu", platform.processor() or platform.machine())
+    return _detect_nvidia() or _detect_amd() or _detect_apple() or _processor("cpu", _processor_name())
 
 
 def choose_profile(wanted: str, machine: Machine, profiles: Mapping[str, HardwareProfile]) -> tuple[str, str]:
@@ -66,6 +66,16 @@ def choose_profile(wanted: str, machine: Machine, profiles: Mapping[str, Hardwar
 def _processor(kind: Literal["cpu", "mps"], device: str) -> Machine:
     memory = psutil.virtual_memory()
     return Machine(kind=kind, device=device, memory_gib=memory.total / GIB, available_gib=memory.available / GIB, unified=True, cores=_cores())
+
+
+def _processor_name() -> str:
+    """From /proc/cpuinfo: platform.processor() would start a process."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def _cores() -> int:

@@ -246,7 +246,8 @@ def _export(plan: Plan, source: Path, folder: Path, trained: datetime) -> tuple[
             done = convert(target, name, out, overwrite=True)
             exports += [out]
             if done.widened:
-                remarks.append(f"{out.name}: {len(done.widened)} tensors as float32, to hold alpha / rank exactly")
+                tensors = f"{len(done.widened)} tensor{'s'[: len(done.widened) > 1]}"
+                remarks.append(f"{out.name}: {tensors} as float32, to hold alpha / rank exactly")
     except ConversionError as error:
         raise ShipError(f"the model is trained ({source}), but not exported: {error}") from error
     return exports, remarks

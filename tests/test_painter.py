@@ -56,10 +56,9 @@ def test_a_ramp_climbs():
         assert (np.diff(lightness) > 0).all()
 
 
-def test_wild_sprites_leave_the_named_palette():
-    tame = paint("chest", "red", "blue", generator(7))
-    wild = paint("chest", "red", "blue", generator(7), wild=True)
-    assert tame.tobytes() != wild.tobytes()
+def test_steady_sprites_stand_in_one_place():
+    boxes = {paint("crystal", "red", None, generator(seed), steady=True).getbbox()[2:] for seed in range(6)}
+    assert len(boxes) == 1
 
 
 def test_captions():

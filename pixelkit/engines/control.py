@@ -25,6 +25,7 @@ import contextlib
 import json
 import math
 import os
+import select
 import signal
 import stat
 import subprocess
@@ -68,7 +69,7 @@ class Control:
             return
         if sys.platform == "linux":
             # When pixelkit dies, our output pipe loses its reader, and the next tqdm line would raise BrokenPipeError
-            # inside the training loop, before anything is saved. A reader of our own holds until _leave_parent runs.
+            # inside the training loop, before anything is saved. A reader of our own keeps the pipe whole.
             with contextlib.suppress(OSError):
                 if stat.S_ISFIFO(os.fstat(1).st_mode):
                     self._kept_open = os.open("/proc/self/fd/1", os.O_RDONLY | os.O_NONBLOCK)
@@ -125,8 +126,18 @@ class Control:
         self.stop_requested = self.stop_requested or "parent"
         with contextlib.suppress(OSError):
             bury_group(self._deadline)
-        time.sleep(self._deadline)
+        self._drain_output(time.monotonic() + self._deadline)
         kill_group()
+
+    def _drain_output(self, end: float) -> None:
+        """Read the old pipe until `end`: it may be full, with a thread of ours sitting in its write."""
+        with contextlib.suppress(OSError):
+            while (
+                self._kept_open >= 0 and select.select([self._kept_open], [], [], max(0.0, end - time.monotonic()))[0]
+            ):
+                if not os.read(self._kept_open, 1 << 16) or time.monotonic() > end:
+                    break
+        time.sleep(max(0.0, end - time.monotonic()))
 
 
 def take_pipe() -> int | None:

@@ -68,12 +68,11 @@ class Typeface:
                 found.append(line)
                 line = ""
             else:  # one word wider than the column
-                head = next(
-                    size for size in range(len(words[0]), 0, -1) if size == 1 or self.measure(words[0][:size]) <= width
-                )
-                found.append(words[0][:head])
-                words[0] = words[0][head:]
-                words = words if words[0] else words[1:]
+                word = words[0]
+                over = (end for end in range(2, len(word)) if self.measure(word[:end]) > width)
+                size = max(1, next(over, len(word)) - 1)
+                found.append(word[:size])
+                words = [word[size:], *words[1:]] if size < len(word) else words[1:]
         if words:
             found.append(self.cut(f"{line} {' '.join(words)}".strip(), width))
         elif line:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pixelkit.tiny.beings import BEINGS
 from pixelkit.tiny.canvas import SIZE, Canvas, Kind, Placement, border
-from pixelkit.tiny.palettes import BACKGROUNDS, COLOURS, MATERIALS, Colour, jitter_colour, make_ramp, random_colour
+from pixelkit.tiny.palettes import BACKGROUNDS, COLOURS, MATERIALS, Colour, jitter_colour, make_ramp
 from pixelkit.tiny.things import THINGS
 
 if TYPE_CHECKING:
@@ -68,30 +68,32 @@ def paint(
     rng: np.random.Generator,
     *,
     style: Style = STYLES["outlined"],
-    wild: bool = False,
+    steady: bool = False,
 ) -> Image.Image:
     """Draws one sprite: RGB on a flat background, or RGBA (alpha 0 or 255 only) where `background` is None.
 
-    kind, colour, background: keys of KINDS, COLOURS and BACKGROUNDS; `wild` throws away the material colours for
-    random ones, which is meant for the VAE.
+    kind, colour, background: keys of KINDS, COLOURS and BACKGROUNDS. `steady` keeps size, place and direction to what
+    is usual for the kind; its details still vary.
     """
     shape = KINDS[kind]
-    size = rng.uniform(0.86, 1.04) * (0.92 if style.outline > 1 else 1.0)
-    angle = shape.angles[int(rng.integers(len(shape.angles)))]
-    canvas = Canvas(
-        rng,
-        Placement(
+    size = 0.92 if style.outline > 1 else 1.0
+    if steady:
+        placement = Placement(angle=shape.angles[0], scale=(0.96 * size, 0.96 * size))
+    else:
+        size *= rng.uniform(0.86, 1.04)
+        angle = shape.angles[int(rng.integers(len(shape.angles)))]
+        placement = Placement(
             angle=angle,
             scale=(size * rng.uniform(0.94, 1.04), size * rng.uniform(0.96, 1.02)),
             shift=(float(rng.integers(-1, 2)), float(rng.integers(-1, 2))),
             mirror=bool(rng.random() < 0.5),
-        ),
-    )
+        )
+    canvas = Canvas(rng, placement)
     shape.draw(canvas)
-    pixels = _render(canvas, colour, style, rng, wild=wild)
+    pixels = _render(canvas, colour, style, rng)
     if background is None:
-        return Image.fromarray(pixels, "RGBA") if pixels.shape[2] == 4 else Image.fromarray(pixels)
-    ground = random_colour(rng) if wild else jitter_colour(BACKGROUNDS[background], rng, 0.5)
+        return Image.fromarray(pixels)
+    ground = jitter_colour(BACKGROUNDS[background], rng, 0.5)
     flat = np.where(pixels[..., 3:] > 0, pixels[..., :3], np.array(ground, np.uint8))
     return Image.fromarray(flat.astype(np.uint8))
 
@@ -103,7 +105,7 @@ def caption(kind: str, colour: str | None, background: str | None) -> str:
     return f"{words}, {background} background" if background else words
 
 
-def _render(canvas: Canvas, colour: str, style: Style, rng: np.random.Generator, *, wild: bool) -> NDArray[np.uint8]:
+def _render(canvas: Canvas, colour: str, style: Style, rng: np.random.Generator) -> NDArray[np.uint8]:
     """RGBA pixels of a finished canvas."""
     filled = canvas.filled
     light = np.clip(canvas.light, 0.0, 0.999)
@@ -118,7 +120,7 @@ def _render(canvas: Canvas, colour: str, style: Style, rng: np.random.Generator,
     )
     for number, material in enumerate(canvas.materials):
         base = MATERIALS.get(material) or COLOURS[colour if material == "main" else second]
-        base = random_colour(rng) if wild else jitter_colour(base, rng)
+        base = jitter_colour(base, rng)
         ramp = make_ramp(base, shift=shift)
         mine = canvas.material == number
         if style.palette:

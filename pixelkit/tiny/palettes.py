@@ -88,12 +88,6 @@ def jitter_colour(base: Colour, rng: np.random.Generator, amount: float = 1.0) -
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def random_colour(rng: np.random.Generator) -> Colour:
-    """Any colour at all, evenly over hue; the VAE must meet them all."""
-    red, green, blue = colorsys.hsv_to_rgb(rng.uniform(), rng.beta(1.4, 1.2), rng.uniform(0.15, 1.0))
-    return round(red * 255), round(green * 255), round(blue * 255)
-
-
 def _turn(hue: float, target: float, amount: float) -> float:
     """`hue` moved towards `target` by `amount` along the shorter way round the circle."""
     distance = (target - hue + 0.5) % 1.0 - 0.5

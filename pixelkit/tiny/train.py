@@ -37,6 +37,8 @@ COMMON_WORDS = (
     "small big large dark light bright old new left right up down front side view transparent 8 16 32 bit , . -"
 )
 MEDIUM = "pixel art"
+# How often each of STYLES is drawn.
+STYLE_SHARES = (0.18, 0.28, 0.18, 0.18, 0.1, 0.08)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class Settings:
     out: Path
     steps: int = 5000
     batch: int = 16
-    learning_rate: float = 8e-4
+    learning_rate: float = 1e-3
     warmup: int = 150
     seed: int = 0
     threads: int = 1
@@ -84,8 +86,9 @@ def draw_batch(rng: np.random.Generator, count: int) -> tuple[Tensor, list[str]]
     for _ in range(count):
         kind, colour = kinds[rng.integers(len(kinds))], colours[rng.integers(len(colours))]
         others = [name for name in grounds if name != colour]
-        ground, style = others[rng.integers(len(others))], styles[rng.integers(len(styles))]
-        images.append(np.asarray(paint(kind, colour, ground, rng, style=STYLES[style])))
+        ground = others[rng.integers(len(others))]
+        style = styles[rng.choice(len(styles), p=STYLE_SHARES)]
+        images.append(np.asarray(paint(kind, colour, ground, rng, style=STYLES[style], steady=True)))
         chance = rng.random(6)
         words = caption(kind, None if chance[0] < 0.06 else colour, None if chance[1] < 0.12 else ground)
         if chance[2] < 0.75:
@@ -208,7 +211,8 @@ def _errors(
     with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
         hidden = parts.text_encoder(encoded.input_ids)[0]
         predicted = parts.unet(noisy, timesteps, hidden).sample
-    return (predicted.float() - (signal * noise - spoil * latents)).square().mean(dim=(1, 2, 3))
+    errors: Tensor = (predicted.float() - (signal * noise - spoil * latents)).square().mean(dim=(1, 2, 3))
+    return errors
 
 
 def _save(path: Path, **state: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,35 @@ def make_sd15(folder: Path) -> Path:
     return save_base(folder, unet, sd_vae(AutoencoderKL), text_width=768, text_layers=12, tokens=49408)
 
 
+def make_sdxl(file: Path) -> Path:
+    """SDXL in full, one file in half precision (6.9 GB), built in 9 GB. Runs in the folder of sd-scripts."""
+    from library import model_util, sdxl_model_util, sdxl_original_unet
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    first = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    second = CLIPTextConfig(
+        hidden_size=1280,
+        intermediate_size=5120,
+        num_hidden_layers=32,
+        num_attention_heads=20,
+        projection_dim=1280,
+        hidden_act="gelu",
+    )
+    sdxl_model_util.save_stable_diffusion_checkpoint(
+        str(file),
+        build(CLIPTextModel, config=first),
+        build(CLIPTextModelWithProjection, config=second),
+        build(sdxl_original_unet.SdxlUNet2DConditionModel),
+        0,
+        0,
+        None,
+        build(sdxl_model_util.AutoencoderKL, **model_util.create_vae_diffusers_config()),
+        None,
+        {},
+    )
+    return file
+
+
 def vae_blocks(count: int) -> dict[str, Any]:
     """The block types of an AutoencoderKL that halves `count` - 1 times."""
     return {"down_block_types": ("DownEncoderBlock2D",) * count, "up_block_types": ("UpDecoderBlock2D",) * count}
@@ -229,3 +259,8 @@ def make_images(folder: Path, *, size: int, count: int = 20) -> Path:
         ground.save(folder / f"{number:03d}.png")
         (folder / f"{number:03d}.txt").write_text(f"pxl sprite, {name}", encoding="utf-8")
     return folder
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path.cwd()))
+    make_sdxl(Path(sys.argv[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -19,6 +20,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from pixelkit.engines.control import Control
+from pixelkit.engines.kohya import hooks, resume
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -29,21 +33,19 @@ LIMIT = 420.0
 class Training:
     """One entry at work, as pixelkit starts it: an own session, orders through a pipe, events read as they come."""
 
-    def __init__(self, sd_scripts: Path, folder: Path, config: Path, dataset: Path, options: list[str]) -> None:
+    def __init__(self, sd_scripts: Path, log: Path, arguments: list[str]) -> None:
         launch = "--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
-        entry = ["-m", "pixelkit.engines.kohya.entry", "--script", "train_network", *options, "--"]
-        files = ["--config_file", str(config), "--dataset_config", str(dataset)]
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", *launch.split()]
+        launch += " --num_cpu_threads_per_process 1 -m pixelkit.engines.kohya.entry"
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "TQDM_ASCII": "1"}
-        self.log = folder / "log.txt"
-        with self.log.open("wb") as log:
+        self.log = log
+        with log.open("wb") as errors:
             self.process = subprocess.Popen(
-                [*launcher, "--num_cpu_threads_per_process", "1", *entry, *files],
+                [sys.executable, "-m", "accelerate.commands.launch", *launch.split(), *arguments],
                 cwd=sd_scripts,
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=log,
+                stderr=errors,
                 start_new_session=True,
             )
         self.events: list[dict[str, Any]] = []
@@ -99,9 +101,15 @@ class Bench:
         self.trainings: list[Training] = []
 
     def start(
-        self, base: Path, *options: str, size: int = 64, images: Path | None = None, **changes: object
+        self,
+        base: Path,
+        *options: str,
+        script: str = "train_network",
+        size: int = 64,
+        images: Path | None = None,
+        **changes: object,
     ) -> Training:
-        """A rank 4 LoRA of 20 images at batch 4 (5 batches an epoch), one prompt."""
+        """A rank 4 LoRA of 20 images at batch 4 (5 batches an epoch), one prompt. `changes` are sd-scripts' options."""
         images = images or kohya_bases.make_images(self.folder / "images", size=size)
         dataset = self.folder / "dataset.toml"
         subset = f'[[datasets.subsets]]\nimage_dir = "{images}"\ncaption_extension = ".txt"\nnum_repeats = 1\n'
@@ -133,7 +141,9 @@ class Bench:
         config = self.folder / "config.toml"
         lines = [f"{name} = {json.dumps(value)}\n" for name, value in settings.items() if value is not None]
         config.write_text("".join(lines), encoding="utf-8")
-        training = Training(self.sd_scripts, self.folder, config, dataset, list(options))
+        files = ["--config_file", str(config), "--dataset_config", str(dataset)]
+        arguments = ["--script", script, *options, "--", *files]
+        training = Training(self.sd_scripts, self.folder / "log.txt", arguments)
         self.trainings.append(training)
         return training
 
@@ -168,59 +178,78 @@ def assert_lora(path: Path, *, unet_modules: int, moved: bool = True) -> None:
 
 
 def test_whole_run_then_resumed(bench: Bench, toy: Path) -> None:
-    run = bench.start(toy, "--layout", "diffusers", save_every_n_steps=3, save_state=True, sample_every_n_steps=4)
+    options: dict[str, object] = {"max_train_steps": 12, "save_every_n_steps": 3, "save_state": True}
+    run = bench.start(toy, "--layout", "diffusers", sample_every_n_steps=4, **options)
     assert run.finish() == 0
     kinds = [event["event"] for event in run.events]
     assert kinds[:3] == ["begin", "sample", "step"]
     assert kinds[-1] == "end"
-    assert {"total": 7, "epochs": 2, "engine": "kohya"}.items() <= run.events[0].items()
+    assert {"total": 12, "epochs": 3, "engine": "kohya"}.items() <= run.events[0].items()
     steps = run.of("step")
-    assert [event["step"] for event in steps] == [1, 2, 3, 4, 5, 6, 7]
-    assert [event["epoch"] for event in steps] == [1, 1, 1, 1, 1, 2, 2]
+    assert [(event["step"], event["epoch"]) for event in steps] == [(step, (step + 4) // 5) for step in range(1, 13)]
     assert all(0 < event["loss"] < 10 and event["seconds"] > 0 and event["memory"] > 1 << 20 for event in steps)
     assert {event["lr"] for event in steps} == {1e-3}
-    assert [event["step"] for event in run.of("sample")] == [0, 4, 7]
+    assert [event["step"] for event in run.of("sample")] == [0, 4, 8, 12]
     assert all(event["seed"] == 7 and Path(event["path"]).is_file() for event in run.of("sample"))
     assert run.of("sample")[0]["prompt"] == "pxl sprite, knight"
-    saved = {Path(event["path"]).name: event["step"] for event in run.of("save")}
-    assert saved == {"hero-step00000003.safetensors": 3, "hero-step00000006.safetensors": 6, "hero.safetensors": 7}
+    saved = {f"hero-step{step:08d}.safetensors": step for step in (3, 6, 9, 12)} | {"hero.safetensors": 12}
+    assert {Path(event["path"]).name: event["step"] for event in run.of("save")} == saved
     assert_lora(bench.out / "hero.safetensors", unet_modules=192)
     metadata = read_metadata(bench.out / "hero.safetensors")
-    expected = {"ss_steps": "7", "ss_network_dim": "4", "ss_sd_model_name": "toy", "modelspec.resolution": "64x64"}
+    expected = {"ss_steps": "12", "ss_network_dim": "4", "ss_sd_model_name": "toy", "modelspec.resolution": "64x64"}
     assert expected.items() <= metadata.items()
     assert len(metadata["ss_new_sd_model_hash"]) == 64
     assert "IsADirectory" not in metadata.values()
     assert not list(bench.out.glob("*.part*"))
-    whole = load_file(bench.out / "hero-step00000006.safetensors")
 
-    # From step 3, in the first epoch: the rhythm, the names and the count go on.
-    state = bench.out / "hero-step00000003-state"
-    (bench.out / "hero-step00000006.safetensors").unlink()
-    again = bench.start(toy, "--layout", "diffusers", save_every_n_steps=3, save_state=True, resume=str(state))
-    assert again.finish() == 0
-    assert {"total": 7, "step": 3}.items() <= again.of("begin")[0].items()
-    assert [(event["step"], event["epoch"]) for event in again.of("step")] == [(4, 1), (5, 1), (6, 2), (7, 2)]
-    assert [event["step"] for event in again.of("sample")] == [7]
-    assert read_metadata(bench.out / "hero-step00000006.safetensors")["ss_steps"] == "6"
-    assert read_metadata(bench.out / "hero.safetensors")["ss_steps"] == "7"
-    resumed = load_file(bench.out / "hero-step00000006.safetensors")
-    change = {name: abs(resumed[name].astype("f4") - whole[name].astype("f4")).max() for name in whole}
-    assert max(change.values()) < 0.02, "the weights of the state were not taken up"
-
-    # From step 6, in the second epoch, to a later end; states saved now count on as well.
+    # Resumed within the second epoch: the count, the rhythm, the names and the weights go on.
+    whole = load_file(bench.out / "hero-step00000009.safetensors")
+    (bench.out / "hero-step00000009.safetensors").unlink()
     state = bench.out / "hero-step00000006-state"
-    more = bench.start(
-        toy, "--layout", "diffusers", max_train_steps=12, save_every_n_epochs=2, save_state=True, resume=str(state)
-    )
-    assert more.finish() == 0
-    assert [(event["step"], event["epoch"]) for event in more.of("step")] == [(s, 2 + (s > 10)) for s in range(7, 13)]
-    assert (bench.out / "hero-000002.safetensors").is_file()
+    again = bench.start(toy, "--layout", "diffusers", save_every_n_epochs=2, resume=str(state), **options)
+    assert again.finish() == 0
+    assert {"total": 12, "epochs": 3, "step": 6}.items() <= again.of("begin")[0].items()
+    assert [(event["step"], event["epoch"]) for event in again.of("step")] == [(s, 2 + (s > 10)) for s in range(7, 13)]
+    assert [event["step"] for event in again.of("sample")] == [12]
+    names = ["hero-step00000009.safetensors", "hero-000002.safetensors", "hero-step00000012.safetensors"]
+    assert [Path(event["path"]).name for event in again.of("save")] == [*names, "hero.safetensors"]
+    assert read_metadata(bench.out / "hero-step00000009.safetensors")["ss_steps"] == "9"
+    assert read_metadata(bench.out / "hero.safetensors")["ss_steps"] == "12"
     assert json.loads((bench.out / "hero-000002-state/train_state.json").read_text())["current_step"] == 10
-    assert json.loads((bench.out / "hero-state/train_state.json").read_text())["current_step"] == 12
+    resumed = load_file(bench.out / "hero-step00000009.safetensors")
+    change = max(abs(resumed[name].astype("f4") - whole[name].astype("f4")).max() for name in whole)
+    assert change < 0.02, "the weights of the state were not taken up"
 
-    done = bench.start(toy, "--layout", "diffusers", max_train_steps=12, resume=str(bench.out / "hero-state"))
-    assert done.finish() != 0
-    assert "nothing left to train" in done.log.read_text()
+
+def test_resume_refused(tmp_path: Path) -> None:
+    class Parent:
+        def train(self, args: object) -> None:
+            """Not the pinned one."""
+
+        def update_metadata(self, metadata: object, args: object) -> None:
+            """As in sd-scripts."""
+
+    with pytest.raises(hooks.Refusal, match="is not the pinned sd-scripts"):
+        resume.continue_train(Parent)
+    (tmp_path / "train_state.json").write_text('{"current_epoch": 2, "current_step": 12}')
+    args = argparse.Namespace(resume=str(tmp_path), initial_step=None, initial_epoch=None, max_train_steps=12)
+    assert resume.find_first_step(args, None) == 12
+    watched = type("Watched", (hooks.Watch, Parent), {})()
+    watched.begin_watch(Control(), first_step=12, versions={}, loaded=threading.Event())
+    with pytest.raises(hooks.Refusal, match="nothing left to train: the state was saved at step 12"):
+        watched.update_metadata({}, args)
+    (tmp_path / "train_state.json").write_text("{}")
+    with pytest.raises(hooks.Refusal, match="does not say at which step"):
+        resume.find_first_step(args, None)
+    assert resume.find_first_step(args, 5) == args.initial_step == 5
+
+
+@pytest.mark.parametrize(
+    ("steps", "batches", "accumulation", "expected"),
+    [(3, 5, 1, 3), (7, 5, 1, 7), (4, 5, 2, 7), (3, 5, 2, 5), (2, 5, 2, 4), (0, 5, 2, 0), (2, 3, 8, 6)],
+)
+def test_batches_behind_a_step(steps: int, batches: int, accumulation: int, expected: int) -> None:
+    assert resume.count_batches(steps, batches, accumulation) == expected
 
 
 def test_orders(bench: Bench, toy: Path) -> None:
@@ -257,17 +286,6 @@ def test_parent_gone(bench: Bench, toy: Path) -> None:
     assert len(files) == 1
     assert_lora(files[0], unet_modules=192)
     assert len(list(bench.out.glob("hero-step*-state/train_state.json"))) == 1
-
-
-def test_signal(bench: Bench, toy: Path) -> None:
-    run = bench.start(toy, "--layout", "diffusers", max_train_steps=100000, sample_prompts=None)
-    begin = run.wait_for(lambda event: event["event"] == "begin")
-    run.wait_for(lambda event: event["event"] == "step" and event["step"] == 3)
-    os.kill(begin["pid"], signal.SIGTERM)
-    assert run.finish() == 0
-    assert run.events[-1]["event"] == "stopped"
-    assert run.events[-1]["reason"] == "signal"
-    assert (bench.out / f"hero-step{run.events[-1]['step']:08d}.safetensors").is_file()
 
 
 def test_loss_not_finite(bench: Bench, toy: Path) -> None:
@@ -330,3 +348,31 @@ def test_sd15_with_the_stock_loader(bench: Bench, sd_scripts: Path, tmp_path: Pa
     assert [event["step"] for event in run.of("sample")] == [0, 2]
     assert_lora(bench.out / "hero.safetensors", unet_modules=192)
     assert len(load_file(bench.out / "hero.safetensors")) == 3 * 264
+
+
+@pytest.mark.skipif(not os.environ.get("PIXELKIT_TEST_SDXL"), reason="18 GB of memory; set PIXELKIT_TEST_SDXL=1")
+def test_sdxl(bench: Bench, sd_scripts: Path, tmp_path: Path) -> None:
+    file = tmp_path / "sdxl.safetensors"
+    subprocess.run([sys.executable, kohya_bases.__file__, str(file)], cwd=sd_scripts, check=True)
+    tokenizers = tmp_path / "tokenizers"
+    for name in ("openai_clip-vit-large-patch14", "laion_CLIP-ViT-bigG-14-laion2B-39B-b160k"):
+        kohya_bases.make_tokenizer(tokenizers / name)
+    run = bench.start(
+        file,
+        script="sdxl_train_network",
+        max_train_steps=1,
+        mixed_precision="bf16",
+        cache_text_encoder_outputs=True,
+        network_train_unet_only=True,
+        no_half_vae=True,
+        gradient_checkpointing=True,
+        sample_prompts=None,
+        tokenizer_cache_dir=str(tokenizers),
+    )
+    assert run.finish() == 0
+    assert [event["event"] for event in run.events] == ["begin", "step", "save", "end"]
+    metadata = read_metadata(bench.out / "hero.safetensors")
+    assert metadata["ss_base_model_version"] == "sdxl_base_v1-0"
+    tensors = load_file(bench.out / "hero.safetensors")
+    assert len(tensors) == 3 * 722
+    assert any(tensor.any() for name, tensor in tensors.items() if "lora_up" in name)

@@ -7,16 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
+from fake_trainer import ENTRY, Bench, on, open_bench
 
-from pixelkit import launch as launch_module
 from pixelkit.diagnosis import diagnose
 from pixelkit.errors import EngineError, StorageError
 from pixelkit.launch import Exit, launch
@@ -24,125 +22,16 @@ from pixelkit.process import Command
 from pixelkit.progress import Bar, Begin, Emitted, Event, LogLine, NonFinite, Notice, Save, Step, Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+
+    from pixelkit import launch as launch_module
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and groups of POSIX")
-
-ROOT = Path(__file__).parents[2]
-CONTROL = ROOT / "pixelkit" / "engines"
-
-ENTRY = f"""
-import os, signal, subprocess, sys, time
-sys.path.insert(0, {str(CONTROL)!r})
-from control import Control
-control = Control(deadline=1.5)
-control.start()
-def train(steps=400, pause=0.02, save=True):
-    control.emit("begin", total=steps, epochs=1, pid=os.getpid(), engine="fake", versions={{}})
-    for step in range(1, steps + 1):
-        time.sleep(pause)
-        print(f"steps: {{step}}", file=sys.stderr, flush=True)
-        control.emit("step", step=step, epoch=1, loss=0.5, lr=1e-4, seconds=pause, memory=None)
-        if control.take_save():
-            control.emit("save", step=step, path="asked")
-        if control.stop_requested:
-            if save:
-                open("saved", "w").write(control.stop_requested)
-                control.emit("stopped", step=step, reason=control.stop_requested)
-                sys.exit(0)
-    control.emit("end", step=steps, path="x.safetensors")
-"""
-
-LAUNCHER = """
-import subprocess, sys
-command = sys.argv[1:]
-process = subprocess.Popen(command)
-process.wait()
-if process.returncode:
-    raise subprocess.CalledProcessError(process.returncode, command)
-"""
-
-
-class Bench:
-    """Starts fake trainers in a folder and keeps what launch tells."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.events: list[Event] = []
-        self.log = folder / "log.txt"
-        self.metrics = folder / "metrics.jsonl"
-
-    def script(self, code: str, name: str = "trainer.py") -> Path:
-        path = self.folder / name
-        path.write_text(textwrap.dedent(code))
-        return path
-
-    def command(self, code: str, *, launcher: bool = False, obeys_control: bool = True) -> Command:
-        python = (sys.executable, "-I", "-S")
-        argv = (*python, str(self.script(code)))
-        if launcher:
-            argv = (*python, str(self.script(LAUNCHER, "launcher.py")), *argv)
-        return Command(argv=argv, env=dict(os.environ), cwd=self.folder, obeys_control=obeys_control)
-
-    def run(
-        self,
-        command: Command,
-        *,
-        act: Callable[[Event], None] = lambda _event: None,
-        orders: Callable[[], launch_module.Order | None] | None = None,
-    ) -> Exit:
-        def see(event: Event) -> None:
-            self.events.append(event)
-            act(event)
-
-        return launch(command, log=self.log, metrics=self.metrics, on_event=see, orders=orders)
-
-    def left(self) -> list[psutil.Process]:
-        """Processes that were started by a script of this folder."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                ours = str(self.folder) in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE
-            except psutil.Error:
-                continue
-            if ours and process.pid != os.getpid():
-                found.append(process)
-        return found
-
-    def wait_until_gone(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while self.left():
-            assert time.monotonic() < end, self.left()
-            time.sleep(0.05)
-
-    def wait_for(self, name: str, seconds: float = 10) -> str:
-        end = time.monotonic() + seconds
-        while not (self.folder / name).exists() or not (self.folder / name).read_text():
-            assert time.monotonic() < end, name
-            time.sleep(0.02)
-        return (self.folder / name).read_text()
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(tmp_path)
-    yield bench
-    left = bench.left()
-    for process in left:
-        process.kill()
-    assert not left, left
-
-
-def on(kind: type[Event], do: Callable[[], object]) -> Callable[[Event], None]:
-    """Do it at the first event of a kind."""
-    done = []
-
-    def act(event: Event) -> None:
-        if isinstance(event, kind) and not done:
-            done.append(event)
-            do()
-
-    return act
+    yield from open_bench(tmp_path)
 
 
 def test_log_metrics_and_events(bench: Bench) -> None:
@@ -284,62 +173,9 @@ def test_a_service_manager_ends_everything_at_once(bench: Bench) -> None:
     assert (bench.folder / "saved").read_text() == "signal"
 
 
-def test_an_orphan_in_the_group_is_ended(bench: Bench) -> None:
-    code = "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)', __file__])"
-    exit_ = bench.run(bench.command(code))
-    assert exit_.returncode == 0
-    assert exit_.seconds < 3
-
-
-def test_an_orphan_that_will_not_go_is_killed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch_module, "LEFT_GRACE", 0.3)
-    code = """
-        import subprocess, sys
-        deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
-        child = subprocess.Popen([sys.executable, "-c", deaf, __file__], stdout=subprocess.PIPE)
-        child.stdout.readline()
-    """
-    exit_ = bench.run(bench.command(code))
-    assert exit_.returncode == 0
-    assert exit_.seconds < 4
-
-
-def test_a_daemon_is_found(bench: Bench) -> None:
-    """Two forks, a session of its own, our pipe in its hand."""
-    code = """
-        import os, time
-        if os.fork() == 0:
-            os.setsid()
-            if os.fork() == 0:
-                time.sleep(60)
-            os._exit(0)
-        os.wait()
-    """
-    exit_ = bench.run(bench.command(code))
-    assert exit_.returncode == 0
-    assert exit_.seconds < 3
-
-
-def test_a_trainer_that_never_ends_after_its_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch_module, "SAVE_GRACE", 0.3)
-    exit_ = bench.run(bench.command(ENTRY + "train(1, 0)\ntime.sleep(60)", launcher=True))
-    assert exit_.reason == "ended"
-    assert exit_.last_step == 1
-    assert exit_.seconds < 4
-
-
 def test_output_closed_long_before_the_end(bench: Bench) -> None:
     exit_ = bench.run(bench.command("import os, time\nos.close(1); os.close(2); time.sleep(0.5); os._exit(4)"))
     assert exit_.returncode == 4
-
-
-def test_an_error_in_the_display_leaves_nothing(bench: Bench) -> None:
-    def fail() -> None:
-        raise ValueError("display")
-
-    with pytest.raises(ValueError, match="display"):
-        bench.run(bench.command(ENTRY + "train(save=False)", launcher=True), act=on(Step, fail))
-    assert not bench.left()
 
 
 BARS = "".join(
@@ -383,60 +219,6 @@ def test_a_plain_script_is_stopped_with_its_group(bench: Bench) -> None:
     )
     assert exit_.reason == "stopped"
     assert exit_.seconds < 3
-
-
-DRIVER = """
-import os, sys
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from pixelkit.launch import launch
-from pixelkit.process import Command
-command = Command(argv=tuple({argv!r}), env=dict(os.environ), cwd=Path({cwd!r}), obeys_control={obeys!r})
-launch(command, log=Path("log.txt"), metrics=Path("metrics.jsonl"))
-"""
-WORKER = "subprocess.Popen([sys.executable, '-I', '-S', '-c', 'import time; time.sleep(60)', __file__])\n"
-NOISE = "\nimport threading\ndef noise():\n    while True: print('x' * 200, flush=True)\n"
-NOISE += "threading.Thread(target=noise, daemon=True).start()\n"
-READY = "open('ready', 'w').write(str(os.getpid()))\n"
-
-
-@pytest.mark.parametrize(
-    ("code", "saved", "obeys"),
-    [
-        pytest.param(ENTRY + WORKER + READY + "train()", "parent", True, id="saves"),
-        pytest.param(ENTRY + WORKER + NOISE + READY + "train()", "parent", True, id="saves-while-printing"),
-        pytest.param(ENTRY + WORKER + READY + "train(save=False)", "", True, id="ignores"),
-        pytest.param("import os, subprocess, sys, time\n" + WORKER + READY + "time.sleep(60)", "", False, id="plain"),
-    ],
-)
-def test_killing_pixelkit_ends_the_trainer(bench: Bench, code: str, saved: str, obeys: bool) -> None:
-    """SIGKILL: pixelkit can do nothing any more. Launcher, trainer and its helper process all end by themselves."""
-    command = bench.command(code, launcher=True, obeys_control=obeys)
-    driver = bench.script(
-        DRIVER.format(root=str(ROOT), argv=command.argv, cwd=str(bench.folder), obeys=obeys), "driver.py"
-    )
-    pixelkit = subprocess.Popen([sys.executable, str(driver)], cwd=bench.folder)
-    bench.wait_for("ready")
-    time.sleep(0.2)
-    assert len(bench.left()) >= 4
-    pixelkit.kill()
-    pixelkit.wait()
-    if saved:
-        assert bench.wait_for("saved") == saved
-    bench.wait_until_gone(8)
-
-
-def test_killing_pixelkit_before_the_trainer_listens(bench: Bench) -> None:
-    """The launcher is still busy with its own imports, and reads no pipe."""
-    command = bench.command("import os, time\n" + READY + "time.sleep(60)")
-    driver = bench.script(
-        DRIVER.format(root=str(ROOT), argv=command.argv, cwd=str(bench.folder), obeys=True), "driver.py"
-    )
-    pixelkit = subprocess.Popen([sys.executable, str(driver)], cwd=bench.folder)
-    bench.wait_for("ready")
-    pixelkit.kill()
-    pixelkit.wait()
-    bench.wait_until_gone(3)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -9,12 +9,13 @@ Exit codes: 0 done or stopped (the events say which), 65 a number stopped being 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixelkit.engines.control import Control
-from pixelkit.engines.diffusers.settings import load_settings
+from pixelkit.engines.diffusers.settings import Settings, load_settings
 from pixelkit.errors import PixelkitError
 
 if TYPE_CHECKING:
@@ -32,12 +33,22 @@ def main(argv: Sequence[str] | None = None, control: Control | None = None) -> i
     try:
         arguments = parser.parse_args(argv)
         settings = load_settings(arguments.config)
+        prepare_imports(settings)
         from pixelkit.engines.diffusers.training import train  # noqa: PLC0415  (torch: after the settings are known to be right)
 
         return train(settings, control, resume=arguments.resume)
     except PixelkitError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+
+
+def prepare_imports(settings: Settings) -> None:
+    """What must be so before torch and peft are imported."""
+    # Threads that wait by spinning make two of them six times slower beside another busy process; asleep they cost 3%.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if settings.train.optimizer != "adamw8bit":
+        # peft imports it wherever it is installed: two seconds, and a failure where its CUDA libraries do not fit.
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
