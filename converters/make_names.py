@@ -44,9 +44,9 @@ def render_tables(paths: dict[str, list[str]]) -> str:
 
 def _build_models() -> tuple[list[Any], list[Any]]:
     """SD 1.5 with either kind of projection (SD 2 uses linear ones), SDXL; CLIP ViT-L as in SD, OpenCLIP as in SDXL."""
-    import torch  # noqa: PLC0415
-    from diffusers import UNet2DConditionModel  # noqa: PLC0415
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection  # noqa: PLC0415
+    import torch
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     sdxl = {
         "block_out_channels": (320, 640, 1280),

@@ -24,9 +24,9 @@ def presets_text() -> str:
     parts = [
         "# Every key of a preset",
         "",
-        "Made from the schema by `docs/make_reference.py`. A preset is a TOML file; only `name`, `base` and `[dataset] path` must",
-        "be there. `extends` takes everything else from another preset. `pixelkit check my.toml` shows what each key ends up as",
-        "and where it comes from.",
+        "Made from the schema by `docs/make_reference.py`. A preset is a TOML file; only `name`, `base` and `[dataset] path`",
+        "must be there. `extends` takes everything else from another preset. `pixelkit check my.toml` shows what each key",
+        "ends up as, and where it comes from.",
         "",
         *_table("At the top of the file", schema, definitions),
     ]
@@ -37,8 +37,8 @@ def presets_text() -> str:
     parts += [
         "## [kohya]",
         "",
-        "Any option of the trainer's script by its own name, for example `min_timestep = 100`. Each is checked against the script",
-        "before launch: a name that does not exist there, a wrong type or an illegal choice is an error with file and line. What",
+        "Any option of the trainer's script by its own name, for example `min_timestep = 100`. Each is checked against the",
+        "script before launch: a name that does not exist there, a wrong type or an illegal choice is an error with file and line. What",
         "a preset can say in its own terms (`max_train_steps` is `train.steps`) is taken as if it were written there.",
         "",
     ]
@@ -69,7 +69,12 @@ def _type(field: dict[str, Any], definitions: dict[str, Any]) -> str:
     names = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
     limits = [
         f"{word} {field[key]:g}"
-        for key, word in (("minimum", "from"), ("exclusiveMinimum", "above"), ("maximum", "to"), ("exclusiveMaximum", "below"))
+        for key, word in (
+            ("minimum", "from"),
+            ("exclusiveMinimum", "above"),
+            ("maximum", "to"),
+            ("exclusiveMaximum", "below"),
+        )
         if key in field
     ]
     return " ".join([names[field["type"]], *limits])

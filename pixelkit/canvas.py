@@ -1,4 +1,4 @@
-"""Scale factor and canvas, chosen together: every sprite pixel becomes an exact k x k block on a canvas the trainer will not touch.
+"""Scale factor and canvas, chosen together: every sprite pixel becomes an exact k x k block on a canvas that is taken as it is.
 
 sd-scripts leaves an image alone only where its sides are multiples of the bucket step and its area is at most
 resolution squared (library/train_util.py:279); everything else it resamples or crops off the grid.
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pixelkit.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,9 @@ class Canvas:
         return 1 - self.sprite_width * self.sprite_height * self.scale**2 / (self.width * self.height)
 
 
-def fit_canvas(width: int, height: int, *, resolution: int, step: int, latent_scale: int, scale: int | None = None) -> Canvas:
+def fit_canvas(
+    width: int, height: int, *, resolution: int, step: int, latent_scale: int, scale: int | None = None
+) -> Canvas:
     """The largest canvas for a sprite of width x height pixels.
 
     `resolution`: no canvas has more than resolution squared pixels. `step`: both sides are multiples of it.

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pixelkit.errors import CatalogError, did_you_mean
 from pixelkit.paths import PACKAGE, data_dir
 from pixelkit.preset import Family, KohyaValue, Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MEMORY_OVERHEAD_GIB = 2.0
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -49,12 +51,17 @@ class BaseSpec(_Data):
     title: str
     family: Family
     source: Annotated[str, Field(description="hub id, or package:FOLDER for one that comes with pixelkit")]
-    files: Annotated[tuple[str, ...], Field(strict=False, description="file names to look for in the models folder first")] = ()
+    files: Annotated[
+        tuple[str, ...], Field(strict=False, description="file names to look for in the models folder first")
+    ] = ()
     engines: Annotated[tuple[Literal["kohya", "diffusers"], ...], Field(strict=False)] = ("kohya",)
-    stands_alone: Annotated[bool, Field(description="trains with the diffusers engine, without asking, where sd-scripts is absent")] = False
+    stands_alone: Annotated[
+        bool, Field(description="trains with the diffusers engine, without asking, where sd-scripts is absent")
+    ] = False
     local_only: Annotated[bool, Field(description="there is no hub folder that the trainer could load")] = False
     layout: Annotated[
-        Literal["stock", "diffusers"], Field(description="diffusers = a UNet of a layout that sd-scripts itself cannot load")
+        Literal["stock", "diffusers"],
+        Field(description="diffusers = a UNet of a layout that sd-scripts itself cannot load"),
     ] = "stock"
     resolution: int
     bucket_step: int
@@ -85,7 +92,9 @@ class FamilySettings(_Data):
 
     batch_size: int
     checkpointing_above: int | None = None
-    unchecked_needs_gib: Annotated[float | None, Field(description="checkpointing stays off only with so much free memory")] = None
+    unchecked_needs_gib: Annotated[
+        float | None, Field(description="checkpointing stays off only with so much free memory")
+    ] = None
     compile: bool = False
     kohya: dict[str, KohyaValue] = {}
 
@@ -95,7 +104,9 @@ class HardwareProfile(_Data):
 
     title: str
     kind: Literal["cuda", "rocm", "mps", "cpu"]
-    names: Annotated[tuple[str, ...], Field(strict=False, description="parts of the device's name that mean this profile")] = ()
+    names: Annotated[
+        tuple[str, ...], Field(strict=False, description="parts of the device's name that mean this profile")
+    ] = ()
     memory_gib: Annotated[float, Field(description="smallest device memory that this profile is for")] = 0
     unified: Annotated[bool, Field(description="the device shares the machine's memory")] = False
     precision: Precision
@@ -125,7 +136,9 @@ def list_bases() -> dict[str, BaseSpec]:
 
 def list_hardware() -> dict[str, HardwareProfile]:
     """All profiles of presets/hardware, by name."""
-    return {path.stem: _read(HardwareProfile, path) for path in sorted((data_dir("presets") / "hardware").glob("*.toml"))}
+    return {
+        path.stem: _read(HardwareProfile, path) for path in sorted((data_dir("presets") / "hardware").glob("*.toml"))
+    }
 
 
 def find_base(name: str, family: Family | None, *, folder: Path, models: Path | None) -> Base:
@@ -138,14 +151,18 @@ def find_base(name: str, family: Family | None, *, folder: Path, models: Path | 
     if name in bases:
         spec = bases[name]
         if family and family != spec.family:
-            raise CatalogError(f"family = {family}, but base {name} is of the family {spec.family}", hint="remove family")
+            raise CatalogError(
+                f"family = {family}, but base {name} is of the family {spec.family}", hint="remove family"
+            )
         return _place(name, spec, models)
     path = (folder / Path(name).expanduser()).resolve()
     if not path.exists() and not _HUB_ID.fullmatch(name):
         hint = did_you_mean(name, bases) or f"there are {', '.join(bases)}; or give a path or a hub id, with family"
         raise CatalogError(f"base = {name}: no base of that name, and no such file", hint=hint)
     if family is None:
-        raise CatalogError(f"base = {name} is a path or hub id, so family must be given too", hint='for example family = "sdxl"')
+        raise CatalogError(
+            f"base = {name} is a path or hub id, so family must be given too", hint='for example family = "sdxl"'
+        )
     spec = bases[FAMILY_BASE[family]]
     if not path.exists():
         return Base(name=name, spec=spec, location=name, local=False)
@@ -178,10 +195,16 @@ def check_model(path: Path) -> None:
     """Raises CatalogError unless `path` is a whole safetensors file or a diffusers folder."""
     if path.is_dir():
         if not (path / "model_index.json").is_file():
-            raise CatalogError(f"{path} is a folder without model_index.json, so no diffusers model", hint="give the .safetensors file, or a diffusers folder")
+            raise CatalogError(
+                f"{path} is a folder without model_index.json, so no diffusers model",
+                hint="give the .safetensors file, or a diffusers folder",
+            )
         return
     if path.suffix in {".ckpt", ".pt", ".pth", ".bin"}:
-        raise CatalogError(f"{path.name} is a pickle, which can run code when it is loaded", hint="use the .safetensors file of the same model")
+        raise CatalogError(
+            f"{path.name} is a pickle, which can run code when it is loaded",
+            hint="use the .safetensors file of the same model",
+        )
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -202,7 +225,11 @@ def _has_stock_unet(folder: Path) -> bool:
         config = json.loads((folder / "unet" / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
         return True
-    return config.get("block_out_channels") == [320, 640, 1280, 1280] and config.get("layers_per_block", 2) == 2 and bool(config.get("mid_block_type", "yes"))
+    return (
+        config.get("block_out_channels") == [320, 640, 1280, 1280]
+        and config.get("layers_per_block", 2) == 2
+        and bool(config.get("mid_block_type", "yes"))
+    )
 
 
 def expected_memory(spec: BaseSpec, *, batch_size: int, checkpointing: bool, canvas_area: int) -> float:

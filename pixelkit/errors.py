@@ -7,8 +7,11 @@ finding of a check at once; the message is then the summary line.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,7 @@ class StorageError(PixelkitError):
     exit_code = 9
 
 
-class Interrupted(PixelkitError):
+class Interrupted(PixelkitError):  # noqa: N818 - it is no fault
     """The user stopped the run; what was trained is saved."""
 
     exit_code = 130

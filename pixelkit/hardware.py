@@ -6,15 +6,18 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 
-from pixelkit.catalog import HardwareProfile
 from pixelkit.errors import CatalogError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pixelkit.catalog import HardwareProfile
 
 GIB = 2**30
 
@@ -33,7 +36,9 @@ class Machine:
 
     def __str__(self) -> str:
         shared = ", shared with the system" if self.unified and self.kind != "cpu" else ""
-        return f"{self.device}: {self.memory_gib:.1f} GiB{shared}, {self.available_gib:.1f} GiB free, {self.cores} cores"
+        return (
+            f"{self.device}: {self.memory_gib:.1f} GiB{shared}, {self.available_gib:.1f} GiB free, {self.cores} cores"
+        )
 
 
 def detect_machine() -> Machine:
@@ -56,16 +61,33 @@ def choose_profile(wanted: str, machine: Machine, profiles: Mapping[str, Hardwar
         if any(part.lower() in machine.device.lower() for part in profile.names):
             return name, f"the device is called {machine.device}"
     # Drivers report a little less than the printed size: 23.5 GiB on a 24 GB card.
-    fitting = {name: profile for name, profile in same_kind.items() if profile.memory_gib <= machine.memory_gib * 1.06 and not profile.names}
+    fitting = {
+        name: profile
+        for name, profile in same_kind.items()
+        if profile.memory_gib <= machine.memory_gib * 1.06 and not profile.names
+    }
     pool = fitting or {name: profile for name, profile in same_kind.items() if not profile.names}
-    chosen = max(pool, key=lambda name: pool[name].memory_gib) if fitting else min(pool, key=lambda name: pool[name].memory_gib)
-    reason = {"cuda": f"{machine.memory_gib:.0f} GiB of device memory", "cpu": "no GPU was found"}.get(machine.kind, machine.kind)
+    chosen = (
+        max(pool, key=lambda name: pool[name].memory_gib)
+        if fitting
+        else min(pool, key=lambda name: pool[name].memory_gib)
+    )
+    reason = {"cuda": f"{machine.memory_gib:.0f} GiB of device memory", "cpu": "no GPU was found"}.get(
+        machine.kind, machine.kind
+    )
     return chosen, reason
 
 
 def _processor(kind: Literal["cpu", "mps"], device: str) -> Machine:
     memory = psutil.virtual_memory()
-    return Machine(kind=kind, device=device, memory_gib=memory.total / GIB, available_gib=memory.available / GIB, unified=True, cores=_cores())
+    return Machine(
+        kind=kind,
+        device=device,
+        memory_gib=memory.total / GIB,
+        available_gib=memory.available / GIB,
+        unified=True,
+        cores=_cores(),
+    )
 
 
 def _processor_name() -> str:
@@ -129,7 +151,9 @@ def _detect_amd() -> Machine | None:
             name = (card / "product_name").read_text().strip() if (card / "product_name").exists() else "AMD GPU"
         except (OSError, ValueError):
             continue
-        return Machine(kind="rocm", device=name, memory_gib=total / GIB, available_gib=(total - used) / GIB, cores=_cores())
+        return Machine(
+            kind="rocm", device=name, memory_gib=total / GIB, available_gib=(total - used) / GIB, cores=_cores()
+        )
     return None
 
 

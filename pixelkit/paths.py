@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import tempfile
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import platformdirs
+
 from pixelkit.errors import PresetError, StorageError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 PACKAGE = Path(__file__).resolve().parent
 ENGINE_COMMIT = "48d368fa557731ad0488c07304dfeba8c07910eb"
@@ -51,7 +54,9 @@ def read_settings() -> dict[str, str]:
 def write_setting(key: str, value: str) -> Path:
     """Set one setting and return the file; an empty value removes it."""
     if key not in SETTINGS:
-        raise PresetError(f"no setting is called {key}", hint=did_you_mean(key, SETTINGS) or f"there are {', '.join(SETTINGS)}")
+        raise PresetError(
+            f"no setting is called {key}", hint=did_you_mean(key, SETTINGS) or f"there are {', '.join(SETTINGS)}"
+        )
     settings = read_settings()
     if value:
         settings[key] = value
@@ -79,7 +84,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except OSError as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {error.strerror}", hint="is the folder writable, is the disk full?") from error
+        raise StorageError(
+            f"cannot write {path}: {error.strerror}", hint="is the folder writable, is the disk full?"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tomlkit
 
@@ -21,12 +21,16 @@ from pixelkit.engines.kohya.options import recognise_commit
 from pixelkit.errors import DataError, Interrupted, PixelkitError, RenderError, StorageError, TrainingError
 from pixelkit.launch import Exit, launch
 from pixelkit.paths import write_atomically
-from pixelkit.process import Command
-from pixelkit.progress import Event
 from pixelkit.ready import Choices, Ready, make_ready, runs_folder
 from pixelkit.render import Rendered, render
 from pixelkit.rundir import RunDir, create_run, find_run, now
 from pixelkit.ship import Shipment, inspect_weights, ship
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from pixelkit.process import Command
+    from pixelkit.progress import Event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,9 @@ def resume_run(name: str, choices: Choices, watcher: Watcher) -> Shipment:
     if run.is_active():
         raise StorageError(f"{run.path.name} is at work (process {manifest['owner']['pid']})")
     sd_scripts, templates = (manifest.get("choices", {}).get(key) for key in ("sd_scripts", "templates"))
-    stored = Choices(sd_scripts=Path(sd_scripts) if sd_scripts else None, templates=Path(templates) if templates else None)
+    stored = Choices(
+        sd_scripts=Path(sd_scripts) if sd_scripts else None, templates=Path(templates) if templates else None
+    )
     ready = make_ready(str(run.resolved), stored)
     return carry_out(ready, run, watcher, resume=True)
 
@@ -89,7 +95,9 @@ def resolved_preset(ready: Ready) -> str:
     values.pop("extends", None)
     values["dataset"]["path"] = str(plan.dataset.source)
     if loaded.preset.dataset.class_path:
-        values["dataset"]["class_path"] = str(loaded.resolve_path(loaded.preset.dataset.class_path, "dataset", "class_path"))
+        values["dataset"]["class_path"] = str(
+            loaded.resolve_path(loaded.preset.dataset.class_path, "dataset", "class_path")
+        )
     if plan.base.local and loaded.preset.family:
         values["base"] = plan.base.location
     tables = {key: values.pop(key) for key in [key for key, value in values.items() if isinstance(value, dict)]}
@@ -104,7 +112,10 @@ def carry_out(ready: Ready, run: RunDir, watcher: Watcher, *, resume: bool = Fal
         run.enter("preparing")
         prepared = prepare(ready.plan.dataset, run.dataset, on_progress=watcher.on_prepared)
         if begun_with not in {None, prepared.fingerprint}:
-            raise DataError(f"the sprites or captions in {ready.plan.dataset.source} are not those this run began with", hint="start a new run")
+            raise DataError(
+                f"the sprites or captions in {ready.plan.dataset.source} are not those this run began with",
+                hint="start a new run",
+            )
         run.update(dataset=_describe_dataset(ready, prepared))
         if not (resume and _is_trained(ready, run)):
             data = EngineData(images=prepared.images, class_images=prepared.class_images, sd_scripts=ready.sd_scripts)
@@ -115,7 +126,12 @@ def carry_out(ready: Ready, run: RunDir, watcher: Watcher, *, resume: bool = Fal
             _train(ready, run, command, watcher)
         run.enter("shipping")
         shipment = ship(ready.plan, run, palette=prepared.palette, fingerprint=prepared.fingerprint)
-        run.enter("done", model=str(shipment.model), exports=[str(path) for path in shipment.exports], metrics=shipment.metrics)
+        run.enter(
+            "done",
+            model=str(shipment.model),
+            exports=[str(path) for path in shipment.exports],
+            metrics=shipment.metrics,
+        )
     except (Interrupted, KeyboardInterrupt) as error:
         run.enter("interrupted", reason=str(error) or "stopped by the user")
         if isinstance(error, Interrupted):

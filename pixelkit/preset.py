@@ -40,14 +40,18 @@ class Dataset(_Table):
         str, Field(description="colour under transparent pixels: #rrggbb, or auto = one that occurs in no sprite")
     ] = "auto"
     resolution: Annotated[
-        int | None, Field(description="side of the square whose area no canvas exceeds, pixels; default: the base's", ge=16, le=4096)
+        int | None,
+        Field(
+            description="side of the square whose area no canvas exceeds, pixels; default: the base's", ge=16, le=4096
+        ),
     ] = None
     scale: Annotated[
         int | None, Field(description="enlargement of one sprite pixel; default: the largest that fits", ge=1, le=256)
     ] = None
     repeats: Annotated[int, Field(description="how often each sprite is seen in one epoch", ge=1, le=10_000)] = 1
     class_path: Annotated[
-        str | None, Field(description="folder of class images that keep the base's idea of the class (prior preservation)")
+        str | None,
+        Field(description="folder of class images that keep the base's idea of the class (prior preservation)"),
     ] = None
     instance_prompt: Annotated[
         str | None, Field(description="one caption for all sprites, as DreamBooth does; replaces their own")
@@ -60,10 +64,16 @@ class Network(_Table):
     """The LoRA's shape."""
 
     rank: Annotated[int, Field(description="rank of the update; more holds more detail", ge=1, le=1024)] = 32
-    alpha: Annotated[float | None, Field(description="strength is alpha / rank; default: the rank", gt=0, le=4096)] = None
+    alpha: Annotated[float | None, Field(description="strength is alpha / rank; default: the rank", gt=0, le=4096)] = (
+        None
+    )
     dropout: Annotated[float, Field(description="share of the update dropped in training", ge=0, lt=1)] = 0.0
-    conv_rank: Annotated[int | None, Field(description="rank for 3x3 convolutions too; default: none", ge=1, le=1024)] = None
-    conv_alpha: Annotated[float | None, Field(description="alpha of the convolutions; default: conv_rank", gt=0, le=4096)] = None
+    conv_rank: Annotated[
+        int | None, Field(description="rank for 3x3 convolutions too; default: none", ge=1, le=1024)
+    ] = None
+    conv_alpha: Annotated[
+        float | None, Field(description="alpha of the convolutions; default: conv_rank", gt=0, le=4096)
+    ] = None
 
 
 class Train(_Table):
@@ -71,12 +81,19 @@ class Train(_Table):
 
     steps: Annotated[int | None, Field(description="optimizer steps", ge=1, le=10_000_000)] = None
     epochs: Annotated[int | None, Field(description="passes over all sprites and repeats", ge=1, le=1_000_000)] = None
-    batch_size: Annotated[int | None, Field(description="images per forward pass; default: the machine's", ge=1, le=4096)] = None
+    batch_size: Annotated[
+        int | None, Field(description="images per forward pass; default: the machine's", ge=1, le=4096)
+    ] = None
     gradient_accumulation: Annotated[
         int | None, Field(description="forward passes per optimizer step", ge=1, le=4096)
     ] = None
     effective_batch: Annotated[
-        int | None, Field(description="images per optimizer step; the machine chooses batch_size x gradient_accumulation", ge=1, le=65_536)
+        int | None,
+        Field(
+            description="images per optimizer step; the machine chooses batch_size x gradient_accumulation",
+            ge=1,
+            le=65_536,
+        ),
     ] = None
     learning_rate: Annotated[float, Field(description="of the UNet's or transformer's LoRA", gt=0, le=1)] = 1e-4
     text_encoder: Annotated[
@@ -87,12 +104,22 @@ class Train(_Table):
     ] = None
     optimizer: Annotated[Optimizer, Field(description="auto = what the machine's profile names")] = "auto"
     scheduler: Annotated[Scheduler, Field(description="course of the learning rate")] = "cosine"
-    warmup_steps: Annotated[int | None, Field(description="steps of rising learning rate; default: 5% of all, at most 100", ge=0)] = None
-    max_grad_norm: Annotated[float, Field(description="gradients are clipped to this norm; 0 = never", ge=0, le=1000)] = 1.0
-    min_snr_gamma: Annotated[float, Field(description="weighs the noise levels evenly (arXiv 2303.09556); 0 = off", ge=0, le=100)] = 5.0
-    noise_offset: Annotated[float, Field(description="lets the model learn darker and brighter pictures; 0 = off", ge=0, le=1)] = 0.0
+    warmup_steps: Annotated[
+        int | None, Field(description="steps of rising learning rate; default: 5% of all, at most 100", ge=0)
+    ] = None
+    max_grad_norm: Annotated[
+        float, Field(description="gradients are clipped to this norm; 0 = never", ge=0, le=1000)
+    ] = 1.0
+    min_snr_gamma: Annotated[
+        float, Field(description="weighs the noise levels evenly (arXiv 2303.09556); 0 = off", ge=0, le=100)
+    ] = 5.0
+    noise_offset: Annotated[
+        float, Field(description="lets the model learn darker and brighter pictures; 0 = off", ge=0, le=1)
+    ] = 0.0
     caption_dropout: Annotated[float, Field(description="share of images seen without caption", ge=0, lt=1)] = 0.0
-    shuffle_caption: Annotated[bool, Field(description="shuffle the comma-separated parts of captions, trigger first")] = False
+    shuffle_caption: Annotated[
+        bool, Field(description="shuffle the comma-separated parts of captions, trigger first")
+    ] = False
     gradient_checkpointing: Annotated[
         bool | None, Field(description="less memory, about 30% slower; default: the machine's")
     ] = None
@@ -100,7 +127,9 @@ class Train(_Table):
     seed: Annotated[int, Field(description="same seed, same run", ge=0, lt=2**32)] = 42
     save_every_steps: Annotated[int | None, Field(description="keep a checkpoint each so many steps", ge=1)] = None
     save_every_epochs: Annotated[int | None, Field(description="keep a checkpoint each so many epochs", ge=1)] = None
-    clip_skip: Annotated[int | None, Field(description="take the text encoder's output so many layers early", ge=1, le=12)] = None
+    clip_skip: Annotated[
+        int | None, Field(description="take the text encoder's output so many layers early", ge=1, le=12)
+    ] = None
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -109,19 +138,25 @@ class Train(_Table):
         if self.effective_batch and self.gradient_accumulation:
             raise ValueError("effective_batch and gradient_accumulation are both given; keep the one you mean")
         if self.effective_batch and self.batch_size and self.effective_batch % self.batch_size:
-            raise ValueError(f"effective_batch = {self.effective_batch} is no multiple of batch_size = {self.batch_size}")
+            raise ValueError(
+                f"effective_batch = {self.effective_batch} is no multiple of batch_size = {self.batch_size}"
+            )
         return self
 
 
 class Sample(_Table):
     """Pictures made on the way, the same prompts and seeds each time: with the base before the first step, last with the LoRA."""
 
-    prompts: Annotated[tuple[str, ...], Field(description="none = no pictures; {trigger} stands for the trigger words", strict=False)] = ()
+    prompts: Annotated[
+        tuple[str, ...], Field(description="none = no pictures; {trigger} stands for the trigger words", strict=False)
+    ] = ()
     negative: Annotated[str, Field(description="what the pictures should not show")] = ""
     every_steps: Annotated[int | None, Field(description="also on the way, each so many steps", ge=1)] = None
     every_epochs: Annotated[int | None, Field(description="also on the way, each so many epochs", ge=1)] = None
     steps: Annotated[int | None, Field(description="sampling steps; default: the base's", ge=1, le=1000)] = None
-    guidance: Annotated[float | None, Field(description="classifier-free guidance; default: the base's", ge=0, le=50)] = None
+    guidance: Annotated[
+        float | None, Field(description="classifier-free guidance; default: the base's", ge=0, le=50)
+    ] = None
     seed: Annotated[int, Field(description="of the first prompt; the next one's is one higher", ge=0, lt=2**32)] = 42
     sampler: Annotated[Sampler, Field(description="auto = what the base suggests")] = "auto"
     width: Annotated[int | None, Field(description="default: the training canvas", ge=16, le=4096)] = None
@@ -131,7 +166,9 @@ class Sample(_Table):
 class Export(_Table):
     """What comes out."""
 
-    formats: Annotated[tuple[ExportFormat, ...], Field(description="file formats to ship", strict=False, min_length=1)] = (
+    formats: Annotated[
+        tuple[ExportFormat, ...], Field(description="file formats to ship", strict=False, min_length=1)
+    ] = (
         "kohya",
         "peft",
         "diffusers",
@@ -146,18 +183,27 @@ class Export(_Table):
 class Preset(_Table):
     """A preset: what to train, on what, how, and what to make of it."""
 
-    extends: Annotated[str | None, Field(description="a shipped preset's name or a file; this preset's keys win over its keys")] = None
-    name: Annotated[str, AfterValidator(_no_separator), Field(description="names the run and the files", max_length=100)]
-    base: Annotated[str, Field(description="a base of presets/bases, a file, a folder or a hub id (then family too)", min_length=1)]
+    extends: Annotated[
+        str | None, Field(description="a shipped preset's name or a file; this preset's keys win over its keys")
+    ] = None
+    name: Annotated[
+        str, AfterValidator(_no_separator), Field(description="names the run and the files", max_length=100)
+    ]
+    base: Annotated[
+        str, Field(description="a base of presets/bases, a file, a folder or a hub id (then family too)", min_length=1)
+    ]
     family: Annotated[Family | None, Field(description="kind of model, when base is a path or a hub id")] = None
     method: Annotated[Method, Field(description="lora, or dreambooth = the whole model on one subject")] = "lora"
     engine: Annotated[EngineChoice, Field(description="auto = kohya where it is found")] = "auto"
-    hardware: Annotated[str, Field(description="a profile of presets/hardware; auto = the one that fits this machine")] = "auto"
+    hardware: Annotated[
+        str, Field(description="a profile of presets/hardware; auto = the one that fits this machine")
+    ] = "auto"
     dataset: Dataset
     network: Network = Network()
     train: Train = Train()
     sample: Sample = Sample()
     export: Export = Export()
     kohya: Annotated[
-        dict[str, KohyaValue], Field(description="any option of the trainer's script by its own name; wins over everything else")
+        dict[str, KohyaValue],
+        Field(description="any option of the trainer's script by its own name; wins over everything else"),
     ] = {}

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from pixelkit.errors import PresetError, Problem, did_you_mean
 from pixelkit.paths import data_dir
 from pixelkit.preset import Preset
 from pixelkit.toml_lines import KeyPath, locate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pydantic_core import ErrorDetails
 
 MAX_BYTES = 1_000_000
 ALTERNATIVES = (("steps", "epochs"), ("gradient_accumulation", "effective_batch"))
@@ -73,7 +76,11 @@ def find_preset(name: str, folder: Path | None = None) -> Path:
         return shipped[name]
     if path.is_dir():
         raise PresetError(f"{name} is a folder, not a preset", hint="give the .toml file")
-    hint = did_you_mean(name, shipped) or did_you_mean(Path(name).name, _neighbours(path)) or "`pixelkit presets list` shows the shipped ones"
+    hint = (
+        did_you_mean(name, shipped)
+        or did_you_mean(Path(name).name, _neighbours(path))
+        or "`pixelkit presets list` shows the shipped ones"
+    )
     raise PresetError(f"{name}: no such file, and no shipped preset is called so", hint=hint)
 
 
@@ -105,7 +112,10 @@ def _read_text(file: Path) -> str:
             raise PresetError(f"{file.name} is {file.stat().st_size} bytes long; a preset is a small text file")
         text = file.read_text("utf-8-sig")
     except UnicodeDecodeError:
-        raise PresetError(f"{file.name} is not a text file (UTF-8)", hint="a preset is TOML; `pixelkit presets copy quickstart my.toml` makes one") from None
+        raise PresetError(
+            f"{file.name} is not a text file (UTF-8)",
+            hint="a preset is TOML; `pixelkit presets copy quickstart my.toml` makes one",
+        ) from None
     except OSError as error:
         raise PresetError(f"cannot read {file}: {error.strerror}") from None
     if not text.strip():
@@ -119,7 +129,9 @@ def _read_chain(file: Path, below: tuple[Path, ...]) -> tuple[dict[str, Any], di
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise PresetError(f"{file.name} is not valid TOML: {error}", hint="strings need quotes, tables look like [train]") from None
+        raise PresetError(
+            f"{file.name} is not valid TOML: {error}", hint="strings need quotes, tables look like [train]"
+        ) from None
     lines = locate(text)
     origins = {path: Origin(file=file, line=line) for path, line in lines.items()}
     parent_name = values.get("extends")
@@ -129,10 +141,14 @@ def _read_chain(file: Path, below: tuple[Path, ...]) -> tuple[dict[str, Any], di
         parent = find_preset(parent_name, file.parent)
     except PresetError as error:
         where = _where(origins[("extends",)], file, ("extends",))
-        raise PresetError(f"{file.name}: 1 problem", problems=[Problem(where=where, what=f"extends {error.message}", hint=error.hint)]) from None
+        raise PresetError(
+            f"{file.name}: 1 problem", problems=[Problem(where=where, what=f"extends {error.message}", hint=error.hint)]
+        ) from None
     if parent in (*below, file):
         chain = " -> ".join(step.name for step in (*below, file, parent))
-        raise PresetError(f"{file.name}:{lines[('extends',)]} extends in a circle: {chain}", hint="remove one of these extends")
+        raise PresetError(
+            f"{file.name}:{lines[('extends',)]} extends in a circle: {chain}", hint="remove one of these extends"
+        )
     base_values, base_origins, _ = _read_chain(parent, (*below, file))
     return _merge(base_values, values), {**base_origins, **origins}, text
 
@@ -150,7 +166,9 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def _without_alternatives(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """What stays of a parent's table: `epochs` in the child drops the parent's `steps`, and so on."""
-    dropped = {other for pair in ALTERNATIVES for own, other in (pair, pair[::-1]) if own in above and other not in above}
+    dropped = {
+        other for pair in ALTERNATIVES for own, other in (pair, pair[::-1]) if own in above and other not in above
+    }
     return {key: value for key, value in below.items() if key not in dropped}
 
 
@@ -175,10 +193,14 @@ def _where(origin: Origin | None, file: Path, path: Sequence[str | int]) -> str:
     return f"{origin or file.name}{table}"
 
 
-def _describe(error: ValidationError, values: dict[str, Any], origins: Mapping[KeyPath, Origin], file: Path) -> list[Problem]:
+def _describe(
+    error: ValidationError, values: dict[str, Any], origins: Mapping[KeyPath, Origin], file: Path
+) -> list[Problem]:
     details = [detail for detail in error.errors() if detail["loc"][:1] != ("kohya",)]
     problems = dict.fromkeys(_describe_one(detail, values, origins, file) for detail in details)
-    for key in dict.fromkeys(detail["loc"][1] for detail in error.errors() if detail["loc"][:1] == ("kohya",) and len(detail["loc"]) > 1):
+    for key in dict.fromkeys(
+        detail["loc"][1] for detail in error.errors() if detail["loc"][:1] == ("kohya",) and len(detail["loc"]) > 1
+    ):
         what = f"{key} = {_show(values['kohya'][key])}: must be true or false, a number, text in quotes, or a list of these"
         problems[Problem(where=_where(origins.get(("kohya", key)), file, ("kohya", key)), what=what)] = None
     return sorted(problems, key=lambda problem: (problem.where.split(":")[0], _line_of(problem.where)))
@@ -189,7 +211,9 @@ def _line_of(where: str) -> int:
     return int(number) if number.isdigit() else 0
 
 
-def _describe_one(detail: ErrorDetails, values: dict[str, Any], origins: Mapping[KeyPath, Origin], file: Path) -> Problem:
+def _describe_one(
+    detail: ErrorDetails, values: dict[str, Any], origins: Mapping[KeyPath, Origin], file: Path
+) -> Problem:
     location: KeyPath = detail["loc"]
     path = location[:2] if location and isinstance(values.get(str(location[0])), dict) else location[:1]
     key = str(path[-1]) if path else ""
@@ -199,7 +223,11 @@ def _describe_one(detail: ErrorDetails, values: dict[str, Any], origins: Mapping
     match detail["type"]:
         case "extra_forbidden":
             legal = _legal_keys(path)
-            return Problem(where=where, what=f"{key}: no such key", hint=did_you_mean(key, legal) or _other_place(key) or f"there are {', '.join(legal)}")
+            return Problem(
+                where=where,
+                what=f"{key}: no such key",
+                hint=did_you_mean(key, legal) or _other_place(key) or f"there are {', '.join(legal)}",
+            )
         case "value_error" if not isinstance(values.get(key), str):
             return Problem(where=where, what=str(detail["ctx"]["error"]))
         case "missing":
@@ -207,7 +235,9 @@ def _describe_one(detail: ErrorDetails, values: dict[str, Any], origins: Mapping
         case "model_type" | "dict_type":
             return Problem(where=where, what=f"{key} is a table", hint=f"write it as [{key}]")
         case _:
-            return Problem(where=where, what=f"{key} = {_show(given)}: {_say(detail)}", hint=_mend(detail, given) or _meaning(path))
+            return Problem(
+                where=where, what=f"{key} = {_show(given)}: {_say(detail)}", hint=_mend(detail, given) or _meaning(path)
+            )
 
 
 def _say(detail: ErrorDetails) -> str:
@@ -217,7 +247,7 @@ def _say(detail: ErrorDetails) -> str:
         "float_type": "must be a number",
         "string_type": "must be text in quotes",
         "bool_type": "must be true or false",
-        "tuple_type": "must be a list, like [\"a\", \"b\"]",
+        "tuple_type": 'must be a list, like ["a", "b"]',
         "finite_number": "must be a finite number",
         "greater_than": f"must be above {context.get('gt')}",
         "greater_than_equal": f"must be at least {context.get('ge')}",
@@ -246,7 +276,7 @@ def _show(given: object) -> str:
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
-def _table_model(table: str) -> Any:  # noqa: ANN401 - a pydantic class or None
+def _table_model(table: str) -> Any:
     field = Preset.model_fields.get(table)
     return field.annotation if field and hasattr(field.annotation, "model_fields") else None
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import ChoiceLoader, FileSystemLoader, StrictUndefined, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 
-from pixelkit.toml_text import format_key, format_value
 from pixelkit.errors import PixelkitError, RenderError
 from pixelkit.paths import data_dir, write_atomically
+from pixelkit.toml_text import format_key, format_value
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +25,9 @@ class Rendered:
     files: Mapping[str, Path]
 
 
-def render(engine: str, contexts: Mapping[str, Mapping[str, object]], folder: Path, *, templates: Path | None = None) -> Rendered:
+def render(
+    engine: str, contexts: Mapping[str, Mapping[str, object]], folder: Path, *, templates: Path | None = None
+) -> Rendered:
     """Render templates/ENGINE/NAME.j2 into folder/NAME for every NAME of `contexts`.
 
     Templates of the same name in `templates` (or `templates`/ENGINE) take the place of the shipped ones. Raises

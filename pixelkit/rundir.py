@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
 from pixelkit.errors import StorageError, did_you_mean
 from pixelkit.paths import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 State = Literal["planned", "preparing", "training", "shipping", "done", "failed", "interrupted"]
 MANIFEST = "manifest.json"
@@ -114,7 +116,11 @@ class RunDir:
             alive = psutil.Process(owner["pid"]).create_time() == owner["started"]
         except (KeyError, psutil.Error):
             return False
-        return alive and manifest.get("state") in {"planned", "preparing", "training", "shipping"} and owner["pid"] != os.getpid()
+        return (
+            alive
+            and manifest.get("state") in {"planned", "preparing", "training", "shipping"}
+            and owner["pid"] != os.getpid()
+        )
 
     def read_metrics(self) -> Iterator[dict[str, Any]]:
         """The events of metrics.jsonl in order; a line that a crash cut off is left out."""
@@ -149,7 +155,9 @@ def create_run(root: Path, name: str, *, preset_text: str, plan: Mapping[str, ob
             except FileExistsError:
                 continue
     except OSError as error:
-        raise StorageError(f"cannot create a run in {root}: {error.strerror}", hint="--runs DIR puts runs elsewhere") from error
+        raise StorageError(
+            f"cannot create a run in {root}: {error.strerror}", hint="--runs DIR puts runs elsewhere"
+        ) from error
     run = RunDir(path=path.resolve())
     write_atomically(run.preset, preset_text)
     write_atomically(run.resolved, resolved)
@@ -162,7 +170,9 @@ def list_runs(root: Path) -> Iterator[RunDir]:
     """The run directories below `root`, oldest first."""
     if root.is_dir():
         found = [path.parent for path in root.glob(f"*/{MANIFEST}")]
-        yield from (RunDir(path=path.resolve()) for path in sorted(found, key=lambda path: (path / "plan.json").stat().st_mtime))
+        yield from (
+            RunDir(path=path.resolve()) for path in sorted(found, key=lambda path: (path / "plan.json").stat().st_mtime)
+        )
 
 
 def find_run(root: Path, name: str) -> RunDir:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image, UnidentifiedImageError
 
 from pixelkit.errors import DataError, Problem, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
 IMAGE_SUFFIXES = frozenset({".png", ".webp", ".gif", ".bmp"})
 LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg"})
@@ -35,12 +38,21 @@ def survey_folder(folder: Path, *, what: str) -> tuple[Sprite, ...]:
     if not folder.is_dir():
         kind = "is a file, not a folder" if folder.exists() else "does not exist"
         near = _nearest_folder(folder)
-        raise DataError(f"{what} = {folder} {kind}", hint=f"did you mean {near}?" if near else "give the folder that holds your sprites")
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts))
+        raise DataError(
+            f"{what} = {folder} {kind}",
+            hint=f"did you mean {near}?" if near else "give the folder that holds your sprites",
+        )
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES | LOSSY_SUFFIXES]
     if not images:
         held = f"it holds {len(files)} other files" if files else "it is empty"
-        raise DataError(f"{what} = {folder}: no image found, {held}", hint=f"sprites are {', '.join(sorted(IMAGE_SUFFIXES))} files")
+        raise DataError(
+            f"{what} = {folder}: no image found, {held}", hint=f"sprites are {', '.join(sorted(IMAGE_SUFFIXES))} files"
+        )
     sprites: list[Sprite] = []
     problems: list[Problem] = []
     for path in images:
@@ -50,7 +62,11 @@ def survey_folder(folder: Path, *, what: str) -> tuple[Sprite, ...]:
         except DataError as error:
             problems.append(Problem(where=str(path.relative_to(folder)), what=error.message))
     if problems:
-        raise DataError(f"{what}: {len(problems)} of {len(images)} images cannot be used", hint="mend or remove them", problems=problems)
+        raise DataError(
+            f"{what}: {len(problems)} of {len(images)} images cannot be used",
+            hint="mend or remove them",
+            problems=problems,
+        )
     return tuple(sprites)
 
 
@@ -79,7 +95,7 @@ def _read_size(path: Path) -> tuple[int, int]:
         raise DataError("the image is far too large for a sprite") from None
     except OSError as error:
         raise DataError(error.strerror or str(error)) from None
-    except Exception as error:  # noqa: BLE001 - Pillow's plugins raise SyntaxError, ValueError, struct.error ... on broken headers
+    except Exception as error:
         raise DataError(f"broken image: {error}") from None
 
 
@@ -94,7 +110,9 @@ def _read_caption(image: Path) -> str | None:
             except OSError as error:
                 raise DataError(f"its caption {file.name} cannot be read: {error.strerror}") from None
             if not text:
-                raise DataError(f"its caption {file.name} is empty; write one, or delete the file to caption it by its name")
+                raise DataError(
+                    f"its caption {file.name} is empty; write one, or delete the file to caption it by its name"
+                )
             return text
     return None
 

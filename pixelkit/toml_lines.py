@@ -50,18 +50,18 @@ def _statements(text: str) -> list[tuple[int, str]]:
     """Split at line ends that are outside brackets and strings: (line of the first character, text)."""
     found: list[tuple[int, str]] = []
     depth, start, line, pieces = 0, 1, 1, list[str]()
-    for token in _TOKEN.findall(text.removeprefix("\ufeff") + "\n"):
-        if token == "\n" and depth == 0:
+    for piece in _TOKEN.findall(text.removeprefix("\ufeff") + "\n"):
+        if piece == "\n" and depth == 0:
             statement = "".join(pieces)
             if statement.strip():
                 found.append((start, statement))
             pieces, line = [], line + 1
             start = line
             continue
-        depth += (token in "[{") - (token in "]}") if len(token) == 1 else 0
-        if not token.startswith("#"):
-            pieces.append(token)
-        line += token.count("\n")
+        depth += (piece in "[{") - (piece in "]}") if len(piece) == 1 else 0
+        if not piece.startswith("#"):
+            pieces.append(piece)
+        line += piece.count("\n")
     return found
 
 
@@ -70,7 +70,9 @@ def _read_key(text: str, position: int) -> tuple[tuple[str, ...], int]:
     parts: list[str] = []
     while match := _KEY_PART.match(text, position):
         basic, literal, bare = match.groups()
-        parts.append(tomllib.loads(f'k = "{basic}"')["k"] if basic is not None else literal if literal is not None else bare)
+        parts.append(
+            tomllib.loads(f'k = "{basic}"')["k"] if basic is not None else literal if literal is not None else bare
+        )
         position = match.end()
         if text[position : position + 1] != ".":
             break
@@ -93,17 +95,17 @@ def _locate_inline(text: str, path: KeyPath, line: int, lines: dict[KeyPath, int
     if not text.lstrip().startswith("{"):
         return
     depth, expect_key, offset = 0, False, 0
-    for token in _TOKEN.findall(text):
-        if token in {"{", "["}:
+    for piece in _TOKEN.findall(text):
+        if piece in {"{", "["}:
             depth += 1
             expect_key = depth == 1
-        elif token in {"}", "]"}:
+        elif piece in {"}", "]"}:
             depth -= 1
-        elif token == "," and depth == 1:
+        elif piece == "," and depth == 1:
             expect_key = True
-        elif expect_key and depth == 1 and token.strip():
-            parts, _ = _read_key(token, 0)
+        elif expect_key and depth == 1 and piece.strip():
+            parts, _ = _read_key(piece, 0)
             if parts:
                 lines.setdefault((*path, *parts), line + offset)
             expect_key = False
-        offset += token.count("\n")
+        offset += piece.count("\n")

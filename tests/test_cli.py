@@ -77,13 +77,33 @@ def test_render_writes_the_configuration(preset: Path, tmp_path: Path) -> None:
         (b'name = "h"\nbase = "pixelkit-tiny"\n[dataset]\npath = "hero.toml"\n', 4, "is a file, not a folder"),
         (b'name = "h"\nbase = "pixelkit-tiny"\n[dataset]\npath = "empty"\n', 4, "no image found"),
         (b'name = "h"\nbase = "pixelkit-tiny"\n[dataset]\npath = "broken"\n', 4, "this is no image that can be read"),
-        (b'name = "h"\nbase = "text.safetensors"\nfamily = "sd15"\n[dataset]\npath = "sprites"\n', 3, "no safetensors file"),
+        (
+            b'name = "h"\nbase = "text.safetensors"\nfamily = "sd15"\n[dataset]\npath = "sprites"\n',
+            3,
+            "no safetensors file",
+        ),
         (b'name = "h"\nbase = "pixelkit-tinny"\n[dataset]\npath = "sprites"\n', 3, "did you mean pixelkit-tiny?"),
         (b'name = "h"\nbase = "sdxl"\n[dataset]\npath = "sprites"\n', 5, "kohya sd-scripts, which is not here"),
-        (b'name = "h"\nbase = "pixelkit-tiny"\nengine = "kohya"\n[dataset]\npath = "sprites"\n', 5, "pixelkit config set sd_scripts"),
-        (b'name = "h"\nbase = "pixelkit-tiny"\n[dataset]\npath = "sprites"\n[kohya]\nlearning_ratee = 1.0\n', 5, "learning_ratee"),
-        (b'name = "h"\nbase = "pixelkit-tiny"\n[dataset]\npath = "sprites"\n[train]\noptimizer = "lion"\n', 5, "train.optimizer = lion"),
-        (b'name = "h"\nbase = "pixelkit-tiny"\nhardware = "gb11"\n[dataset]\npath = "sprites"\n', 3, "did you mean gb10?"),
+        (
+            b'name = "h"\nbase = "pixelkit-tiny"\nengine = "kohya"\n[dataset]\npath = "sprites"\n',
+            5,
+            "pixelkit config set sd_scripts",
+        ),
+        (
+            b'name = "h"\nbase = "pixelkit-tiny"\n[dataset]\npath = "sprites"\n[kohya]\nlearning_ratee = 1.0\n',
+            5,
+            "learning_ratee",
+        ),
+        (
+            b'name = "h"\nbase = "pixelkit-tiny"\n[dataset]\npath = "sprites"\n[train]\noptimizer = "lion"\n',
+            5,
+            "train.optimizer = lion",
+        ),
+        (
+            b'name = "h"\nbase = "pixelkit-tiny"\nhardware = "gb11"\n[dataset]\npath = "sprites"\n',
+            3,
+            "did you mean gb10?",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_error(preset: Path, tmp_path: Path, content: bytes, code: int, said: str) -> None:
@@ -92,7 +112,11 @@ def test_bad_input_is_one_clear_error(preset: Path, tmp_path: Path, content: byt
     (tmp_path / "broken" / "a.png").write_text("no image")
     (tmp_path / "text.safetensors").write_text("this is a text file, long enough for a header")
     preset.write_bytes(content)
-    for arguments in (("check",), ("run", "--runs", str(tmp_path / "runs")), ("render", "--out", str(tmp_path / "out"))):
+    for arguments in (
+        ("check",),
+        ("run", "--runs", str(tmp_path / "runs")),
+        ("render", "--out", str(tmp_path / "out")),
+    ):
         result = call(*arguments, str(preset))
         assert said in says(result)
         assert result.exit_code == code
@@ -182,7 +206,9 @@ def _all_commands(command: click.Command, path: tuple[str, ...] = ()) -> list[tu
     return found
 
 
-@pytest.mark.parametrize(("path", "command"), _all_commands(main), ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
+@pytest.mark.parametrize(
+    ("path", "command"), _all_commands(main), ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+)
 def test_every_command_and_option_says_what_it_is(path: tuple[str, ...], command: click.Command) -> None:
     assert command.help, path
     for parameter in command.params:

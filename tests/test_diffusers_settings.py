@@ -26,7 +26,8 @@ TABLES: dict[str, Any] = {
         "save_every_steps": 0, "compile": False,
     },
     "sample": {
-        "prompts": ["a slime, green", "ünïcode \"quoted\"\nnew line"], "negative": "", "every_steps": 0, "steps": 20, "guidance": 4.0,
+        "prompts": ["a slime, green", "ünïcode \"quoted\"\nnew line"], "negative": "", "every_steps": 0,
+        "steps": 20, "guidance": 4.0,
         "seed": 1, "width": 32, "height": 32, "sampler": "dpm++",
     },
     "metadata": {"modelspec.trigger_phrase": "gbstyle", "odd \"key\"": "x"},
@@ -173,7 +174,7 @@ def test_checking_a_config_loads_no_torch(monkeypatch: pytest.MonkeyPatch) -> No
     for name in [name for name in sys.modules if name.startswith("pixelkit.engines.diffusers")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
-    from pixelkit.engines.diffusers import entry, examples, settings  # noqa: PLC0415
+    from pixelkit.engines.diffusers import entry, examples, settings
 
     assert entry.main is not None
     assert examples.order_epoch is not None

@@ -18,8 +18,8 @@ from pixelkit.engines.kohya.options import (
     verify_config,
     verify_dataset_config,
 )
-from pixelkit.toml_text import format_key, format_value
 from pixelkit.errors import EngineError, Problem, StorageError
+from pixelkit.toml_text import format_key, format_value
 
 if TYPE_CHECKING:
     from pathlib import Path

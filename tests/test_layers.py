@@ -41,7 +41,11 @@ def imports(path: Path) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)} if node.module == "pixelkit" else {node.module}
+            found |= (
+                {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+                if node.module == "pixelkit"
+                else {node.module}
+            )
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
     return found
@@ -81,5 +85,9 @@ def test_packages_of_the_wheel_are_complete() -> None:
     import tomllib
 
     packages = tomllib.loads((ROOT.parent / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
-    on_disk = {".".join(path.parent.relative_to(ROOT.parent).parts) for top in ("pixelkit", "converters") for path in (ROOT.parent / top).rglob("__init__.py")}
+    on_disk = {
+        ".".join(path.parent.relative_to(ROOT.parent).parts)
+        for top in ("pixelkit", "converters")
+        for path in (ROOT.parent / top).rglob("__init__.py")
+    }
     assert on_disk <= set(packages), sorted(on_disk - set(packages))

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from PIL import Image
 
 from pixelkit.canvas import Canvas, count_buckets, fit_canvas
@@ -15,6 +15,9 @@ from pixelkit.dataset import prepare
 from pixelkit.dataset.prepare import flatten, place, read_pixels
 from pixelkit.errors import DataError, PresetError
 from pixelkit.plan import DatasetPlan, PlannedSprite
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def plan_for(folder: Path, files: list[Path], *, background: str = "auto", canvas: Canvas | None = None) -> DatasetPlan:
@@ -39,7 +42,9 @@ def plan_for(folder: Path, files: list[Path], *, background: str = "auto", canva
 def tree_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        digest.update(str(path).encode() + (path.read_bytes() if path.is_file() else b"") + str(path.stat().st_mtime_ns).encode())
+        digest.update(
+            str(path).encode() + (path.read_bytes() if path.is_file() else b"") + str(path.stat().st_mtime_ns).encode()
+        )
     return digest.hexdigest()
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import tomllib
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import toml
@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 
 from pixelkit.errors import RenderError
 from pixelkit.render import render
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def write(folder: Path, text: str, name: str = "config.toml.j2") -> Path:
@@ -51,5 +54,9 @@ def test_a_templates_folder_that_is_none(tmp_path: Path) -> None:
 def test_no_text_can_break_out_of_its_value(tmp_path_factory: pytest.TempPathFactory, first: str, second: str) -> None:
     folder = tmp_path_factory.mktemp("render")
     own = write(folder / "t", "[s]\na = {{ a | toml }}\nb = {{ [a, b] | toml }}\nc = 1\n")
-    text = render("kohya", {"config.toml": {"a": first, "b": second}}, folder, templates=own).files["config.toml"].read_text("utf-8")
+    text = (
+        render("kohya", {"config.toml": {"a": first, "b": second}}, folder, templates=own)
+        .files["config.toml"]
+        .read_text("utf-8")
+    )
     assert toml.loads(text) == tomllib.loads(text) == {"s": {"a": first, "b": [first, second], "c": 1}}

@@ -14,13 +14,19 @@ from pixelkit.plan import Plan, absorb_kohya, resolve
 from pixelkit.preset_file import load_preset
 from pixelkit.survey import Sprite
 
-H100 = Machine(kind="cuda", device="NVIDIA H100 80GB HBM3", memory_gib=79.6, available_gib=79, capability=(9, 0), cores=16)
-GB10 = Machine(kind="cuda", device="NVIDIA GB10", memory_gib=121.7, available_gib=110, capability=(12, 1), unified=True, cores=20)
+H100 = Machine(
+    kind="cuda", device="NVIDIA H100 80GB HBM3", memory_gib=79.6, available_gib=79, capability=(9, 0), cores=16
+)
+GB10 = Machine(
+    kind="cuda", device="NVIDIA GB10", memory_gib=121.7, available_gib=110, capability=(12, 1), unified=True, cores=20
+)
 CPU = Machine(kind="cpu", device="x86_64", memory_gib=24, available_gib=20, unified=True, cores=2)
 
 
 def sprites(*sizes: tuple[int, int], caption: str | None = "a sword") -> tuple[Sprite, ...]:
-    return tuple(Sprite(path=Path(f"/s/orc_{n}.png"), width=w, height=h, caption=caption) for n, (w, h) in enumerate(sizes))
+    return tuple(
+        Sprite(path=Path(f"/s/orc_{n}.png"), width=w, height=h, caption=caption) for n, (w, h) in enumerate(sizes)
+    )
 
 
 def plan(
@@ -38,7 +44,9 @@ def plan(
     profiles = list_hardware()
     name, _ = choose_profile(loaded.preset.hardware, machine, profiles)
     found = find_base(base, None, folder=tmp_path, models=None)
-    return resolve(loaded, found, name, profiles[name], machine, engine="kohya", sprites=images, class_sprites=class_images)
+    return resolve(
+        loaded, found, name, profiles[name], machine, engine="kohya", sprites=images, class_sprites=class_images
+    )
 
 
 def test_nothing_is_left_open(tmp_path: Path) -> None:
@@ -62,7 +70,12 @@ def test_steps_from_epochs_count_each_bucket(tmp_path: Path) -> None:
 
 
 def test_class_images_double_the_epoch(tmp_path: Path) -> None:
-    made = plan(tmp_path, "[train]\nbatch_size = 1\nepochs = 1\n", images=sprites(*[(32, 32)] * 6), class_images=sprites((64, 64), (32, 32)))
+    made = plan(
+        tmp_path,
+        "[train]\nbatch_size = 1\nepochs = 1\n",
+        images=sprites(*[(32, 32)] * 6),
+        class_images=sprites((64, 64), (32, 32)),
+    )
     assert made.train.steps == 12
 
 
@@ -87,7 +100,12 @@ def test_sources(tmp_path: Path) -> None:
     assert made.sources["train.precision"] == "hardware gb10"
     assert made.sources["sample.sampler"] == "base sdxl"
     assert made.sources["train.learning_rate"] == "default"
-    assert (made.network.alpha, made.train.precision, made.train.optimizer, made.train.fused_optimizer) == (8.0, "bf16", "adamw", True)
+    assert (made.network.alpha, made.train.precision, made.train.optimizer, made.train.fused_optimizer) == (
+        8.0,
+        "bf16",
+        "adamw",
+        True,
+    )
 
 
 def test_kohyas_own_names_are_the_same_thing(tmp_path: Path) -> None:
@@ -108,7 +126,9 @@ def test_captions(tmp_path: Path) -> None:
     bare = plan(tmp_path, text, images=sprites((32, 32), caption=None))
     assert bare.dataset.sprites[0].caption == "pix, orc, sprite"
     assert any("no .txt caption" in warning for warning in bare.warnings)
-    assert plan(tmp_path, text, images=sprites((32, 32), caption="pix, a bow")).dataset.sprites[0].caption == "pix, a bow"
+    assert (
+        plan(tmp_path, text, images=sprites((32, 32), caption="pix, a bow")).dataset.sprites[0].caption == "pix, a bow"
+    )
     assert plan(tmp_path, text + 'instance_prompt = "photo of sks"\n').dataset.sprites[0].caption == "photo of sks"
 
 
@@ -126,7 +146,10 @@ def test_unusual_values_warn_and_pass(tmp_path: Path) -> None:
 
 def test_too_little_memory_is_told(tmp_path: Path) -> None:
     small = dataclasses.replace(H100, memory_gib=24, available_gib=10)
-    assert any("GiB of memory are expected" in warning for warning in plan(tmp_path, "[train]\nbatch_size = 64\n", machine=small).warnings)
+    assert any(
+        "GiB of memory are expected" in warning
+        for warning in plan(tmp_path, "[train]\nbatch_size = 64\n", machine=small).warnings
+    )
 
 
 def test_old_cards_have_no_bf16(tmp_path: Path) -> None:
@@ -195,7 +218,11 @@ class TestBases:
             ("m.safetensors", b"this is a text file, not a model", "no safetensors"),
             ("m.safetensors", b"", "no safetensors"),
             ("m.safetensors", (2).to_bytes(8, "little") + b"{]", "no safetensors"),
-            ("m.safetensors", (62).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}        ' + b"abc", "cut off"),
+            (
+                "m.safetensors",
+                (62).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}        ' + b"abc",
+                "cut off",
+            ),
             ("m.ckpt", b"x", "pickle"),
         ],
     )

@@ -31,7 +31,9 @@ def test_states_are_kept_with_their_times(tmp_path: Path) -> None:
 
 def test_finding_runs(tmp_path: Path) -> None:
     run = create_run(tmp_path, "hero", preset_text="", plan={})
-    assert find_run(tmp_path, "latest") == find_run(tmp_path, run.path.name) == find_run(Path("/"), str(run.path)) == run
+    assert (
+        find_run(tmp_path, "latest") == find_run(tmp_path, run.path.name) == find_run(Path("/"), str(run.path)) == run
+    )
     with pytest.raises(StorageError) as caught:
         find_run(tmp_path, run.path.name[:-1])
     assert f"did you mean {run.path.name}?" in str(caught.value)

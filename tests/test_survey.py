@@ -58,7 +58,9 @@ def test_all_broken_files_are_listed(tmp_path: Path) -> None:
     assert "0 bytes" in named["zero.png"] and "UTF-8" in named["latin.png"]
 
 
-@pytest.mark.parametrize(("name", "words"), [("orc_wizard3", "orc wizard"), ("LongSword", "long sword"), ("7", "7"), ("a-b  c", "a b c")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("orc_wizard3", "orc wizard"), ("LongSword", "long sword"), ("7", "7"), ("a-b  c", "a b c")]
+)
 def test_names_become_words(name: str, words: str) -> None:
     assert words_of(Path(f"{name}.png")) == words
 

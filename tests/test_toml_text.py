@@ -8,8 +8,8 @@ import toml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pixelkit.toml_text import format_key, format_value, is_same
 from pixelkit.errors import RenderError
+from pixelkit.toml_text import format_key, format_value, is_same
 
 NASTY = st.text(st.sampled_from(list("\"'\\,[]{}#=.uUnx0041dD \n\r\t\x00\x1b\x7f\x85\u2028é🎮")), max_size=14)
 TEXT = NASTY | st.text(st.characters(exclude_categories=["Cs"]), max_size=30)

@@ -17,7 +17,17 @@ from pixelkit.errors import PresetError, did_you_mean
 from pixelkit.hardware import choose_profile, detect_machine
 from pixelkit.paths import ENGINE_COMMIT, SETTINGS, locate_sd_scripts, read_settings, settings_file, write_setting
 
-PACKAGES = ("torch", "torchvision", "accelerate", "diffusers", "transformers", "peft", "safetensors", "bitsandbytes", "xformers")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "accelerate",
+    "diffusers",
+    "transformers",
+    "peft",
+    "safetensors",
+    "bitsandbytes",
+    "xformers",
+)
 
 
 @click.command()
@@ -66,8 +76,13 @@ def hardware(wanted: str) -> None:
     out.print(f"found    {machine}", highlight=False)
     out.print(f"profile  {name}: {profile.title} ({reason})", highlight=False)
     fused = ", fused" if profile.fused_optimizer else ""
-    out.print(f"chooses  precision {profile.precision}, optimizer {profile.optimizer}{fused}, {profile.workers} data workers", highlight=False)
-    table = Table("family", "batch size", "gradient checkpointing", "compile", "further options", box=None, header_style="bold")
+    out.print(
+        f"chooses  precision {profile.precision}, optimizer {profile.optimizer}{fused}, {profile.workers} data workers",
+        highlight=False,
+    )
+    table = Table(
+        "family", "batch size", "gradient checkpointing", "compile", "further options", box=None, header_style="bold"
+    )
     for family, settings in profile.families.items():
         above = settings.checkpointing_above
         checkpointing = "off" if above is None else "on" if above == 0 else f"on above batch {above}"
@@ -98,7 +113,9 @@ def show(key: str | None) -> None:
     """Print all settings, or one."""
     settings = read_settings()
     if key is not None and key not in SETTINGS:
-        raise PresetError(f"no setting is called {key}", hint=did_you_mean(key, SETTINGS) or f"there are {', '.join(SETTINGS)}")
+        raise PresetError(
+            f"no setting is called {key}", hint=did_you_mean(key, SETTINGS) or f"there are {', '.join(SETTINGS)}"
+        )
     if key is not None:
         click.echo(settings.get(key, ""))
         return

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,11 +16,14 @@ from pixelkit.cli.runs import runs
 from pixelkit.errors import PixelkitError
 from pixelkit.ready import Choices, make_ready
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class Group(click.Group):
     """Turns pixelkit's errors into one message and their exit code; nobody sees a traceback for bad input."""
 
-    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401, D102 - click's
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: D102 - click's
         try:
             return super().invoke(ctx)
         except PixelkitError as error:
@@ -46,12 +48,30 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         (
             click.argument("preset"),
-            click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. --set train.steps=100."),
-            click.option("--hardware", metavar="NAME", help="A hardware profile instead of the one that fits this machine."),
+            click.option(
+                "--set",
+                "overrides",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="Override a key, e.g. --set train.steps=100.",
+            ),
+            click.option(
+                "--hardware", metavar="NAME", help="A hardware profile instead of the one that fits this machine."
+            ),
             click.option("--engine", type=click.Choice(["auto", "kohya", "diffusers"]), help="Who trains."),
-            click.option("--sd-scripts", type=click.Path(path_type=Path), metavar="PATH", help="The sd-scripts checkout."),
-            click.option("--runs", "runs_folder", type=click.Path(path_type=Path), metavar="DIR", help="Where run directories go."),
-            click.option("--templates", type=click.Path(path_type=Path), metavar="DIR", help="Your own templates, one by one."),
+            click.option(
+                "--sd-scripts", type=click.Path(path_type=Path), metavar="PATH", help="The sd-scripts checkout."
+            ),
+            click.option(
+                "--runs",
+                "runs_folder",
+                type=click.Path(path_type=Path),
+                metavar="DIR",
+                help="Where run directories go.",
+            ),
+            click.option(
+                "--templates", type=click.Path(path_type=Path), metavar="DIR", help="Your own templates, one by one."
+            ),
         )
     ):
         command = option(command)
@@ -72,7 +92,7 @@ def _choices(overrides: tuple[str, ...], hardware: str | None, engine: str | Non
 @main.command()
 @run_options
 @click.option("--dry-run", is_flag=True, help="Check and render everything, print the command line, start nothing.")
-def run(preset: str, *, dry_run: bool, **options: Any) -> None:  # noqa: ANN401
+def run(preset: str, *, dry_run: bool, **options: Any) -> None:
     """Train what PRESET says (a file, or a shipped preset's name) and ship it.
 
     The last line on standard output is the path of the model.
@@ -90,7 +110,9 @@ def run(preset: str, *, dry_run: bool, **options: Any) -> None:  # noqa: ANN401
 
 @main.command()
 @click.argument("run_name", metavar="RUN")
-@click.option("--runs", "runs_folder", type=click.Path(path_type=Path), metavar="DIR", help="Where run directories lie.")
+@click.option(
+    "--runs", "runs_folder", type=click.Path(path_type=Path), metavar="DIR", help="Where run directories lie."
+)
 def resume(run_name: str, runs_folder: Path | None) -> None:
     """Go on with a run that was stopped or failed: RUN is its directory, its name, or `latest`."""
     from pixelkit import pipeline
@@ -102,7 +124,7 @@ def resume(run_name: str, runs_folder: Path | None) -> None:
 
 @main.command()
 @run_options
-def check(preset: str, **options: Any) -> None:  # noqa: ANN401
+def check(preset: str, **options: Any) -> None:
     """Check PRESET and print the plan: each value with the place it comes from, memory, warnings."""
     report.print_plan(make_ready(preset, _choices(**options)).plan)
 
@@ -110,7 +132,7 @@ def check(preset: str, **options: Any) -> None:  # noqa: ANN401
 @main.command()
 @run_options
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where the files go.")
-def render(preset: str, *, out: Path, **options: Any) -> None:  # noqa: ANN401
+def render(preset: str, *, out: Path, **options: Any) -> None:
     """Write the trainer's configuration of PRESET to a folder, verified, and start nothing."""
     from pixelkit import pipeline
 

@@ -61,13 +61,18 @@ def schema() -> None:
 
 def schema_text() -> str:
     """The JSON Schema of a preset as text, as presets/preset.schema.json holds it."""
-    return json.dumps({"$schema": "http://json-schema.org/draft-07/schema#", **Preset.model_json_schema()}, indent=1) + "\n"
+    return (
+        json.dumps({"$schema": "http://json-schema.org/draft-07/schema#", **Preset.model_json_schema()}, indent=1)
+        + "\n"
+    )
 
 
 def _shipped(name: str) -> Path:
     shipped = shipped_presets()
     if name not in shipped:
-        raise PresetError(f"no shipped preset is called {name}", hint=did_you_mean(name, shipped) or f"there are {', '.join(shipped)}")
+        raise PresetError(
+            f"no shipped preset is called {name}", hint=did_you_mean(name, shipped) or f"there are {', '.join(shipped)}"
+        )
     return shipped[name]
 
 

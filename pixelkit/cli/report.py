@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,10 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from pixelkit.errors import PixelkitError, TrainingError
-from pixelkit.plan import Plan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from pixelkit.pipeline import Watcher
+    from pixelkit.plan import Plan
     from pixelkit.ship import Shipment
 
 
@@ -69,34 +70,53 @@ def print_plan(plan: Plan) -> None:
     """The plan as a table: value, and where it comes from."""
     out = stdout()
     dataset, train, sample = plan.dataset, plan.train, plan.sample
-    out.print(f"[bold]{escape(plan.name)}[/]: {plan.method} on {plan.base.name} ({plan.base.spec.title}) with the {plan.engine} engine", highlight=False)
+    out.print(
+        f"[bold]{escape(plan.name)}[/]: {plan.method} on {plan.base.name} ({plan.base.spec.title}) with the {plan.engine} engine",
+        highlight=False,
+    )
     out.print(f"base      {escape(plan.base.location)}{'' if plan.base.local else '  (from the hub)'}", highlight=False)
     out.print(f"hardware  {plan.hardware}: {escape(str(plan.machine))}", highlight=False)
     sizes = sorted({(s.canvas.sprite_width, s.canvas.sprite_height, s.canvas.scale) for s in dataset.sprites})
-    shown = ", ".join(f"{width}x{height} x{scale}" for width, height, scale in sizes[:4]) + (", ..." if len(sizes) > 4 else "")
+    shown = ", ".join(f"{width}x{height} x{scale}" for width, height, scale in sizes[:4]) + (
+        ", ..." if len(sizes) > 4 else ""
+    )
     buckets = ", ".join(f"{bucket.width}x{bucket.height}: {bucket.images}" for bucket in dataset.buckets[:6])
     class_images = f", {len(dataset.class_sprites)} class images" if dataset.class_sprites else ""
-    out.print(f"sprites   {len(dataset.sprites)} from {escape(str(dataset.source))} ({shown}){class_images}", highlight=False)
+    out.print(
+        f"sprites   {len(dataset.sprites)} from {escape(str(dataset.source))} ({shown}){class_images}", highlight=False
+    )
     out.print(f"canvases  {buckets} images an epoch", highlight=False)
     table = Table("value", "", "from", box=None, header_style="bold")
-    rows = [
-        ("network.rank", plan.network.rank), ("network.alpha", plan.network.alpha), ("network.dropout", plan.network.dropout),
-        ("train.steps", f"{train.steps} = {train.epochs:g} epochs of {train.steps_per_epoch}"), ("train.batch_size", train.batch_size),
-        ("train.gradient_accumulation", f"{train.gradient_accumulation} (effective batch {train.effective_batch})"),
-        ("train.learning_rate", f"{train.learning_rate:g}"), ("train.text_encoder", train.train_text_encoder),
-        ("train.optimizer", f"{train.optimizer}{', fused' if train.fused_optimizer else ''}"), ("train.scheduler", train.scheduler),
-        ("train.warmup_steps", train.warmup_steps), ("train.precision", train.precision),
-        ("train.gradient_checkpointing", train.gradient_checkpointing), ("train.min_snr_gamma", train.min_snr_gamma),
-        ("train.noise_offset", train.noise_offset), ("train.caption_dropout", train.caption_dropout),
-        ("train.save_every_steps", train.save_every_steps or "only at the end"), ("train.seed", train.seed),
-        ("sample.every_steps", sample.every_steps or "first and last"), ("sample.sampler", f"{sample.sampler}, {sample.steps} steps, guidance {sample.guidance:g}"),
-        *((f"kohya.{key}", value) for key, value in plan.kohya.items()),
-    ]  # fmt: skip
-    for name, value in rows:
+    fused = ", fused" if train.fused_optimizer else ""
+    rows: dict[str, object] = {
+        "network.rank": plan.network.rank,
+        "network.alpha": plan.network.alpha,
+        "network.dropout": plan.network.dropout,
+        "train.steps": f"{train.steps} = {train.epochs:g} epochs of {train.steps_per_epoch}",
+        "train.batch_size": train.batch_size,
+        "train.gradient_accumulation": f"{train.gradient_accumulation} (effective batch {train.effective_batch})",
+        "train.learning_rate": f"{train.learning_rate:g}",
+        "train.text_encoder": train.train_text_encoder,
+        "train.optimizer": f"{train.optimizer}{fused}",
+        "train.scheduler": train.scheduler,
+        "train.warmup_steps": train.warmup_steps,
+        "train.precision": train.precision,
+        "train.gradient_checkpointing": train.gradient_checkpointing,
+        "train.min_snr_gamma": train.min_snr_gamma,
+        "train.noise_offset": train.noise_offset,
+        "train.caption_dropout": train.caption_dropout,
+        "train.save_every_steps": train.save_every_steps or "only at the end",
+        "train.seed": train.seed,
+        "sample.every_steps": sample.every_steps or "first and last",
+        "sample.sampler": f"{sample.sampler}, {sample.steps} steps, guidance {sample.guidance:g}",
+        **{f"kohya.{key}": value for key, value in plan.kohya.items()},
+    }
+    for name, value in rows.items():
         table.add_row(name, _plain(value), escape(plan.sources.get(name, "default")))
     out.print(table)
     out.print(
-        f"memory    about {plan.memory_gib:.1f} GiB expected (computed), {plan.machine.available_gib:.1f} of {plan.machine.memory_gib:.1f} GiB free",
+        f"memory    about {plan.memory_gib:.1f} GiB expected (computed), "
+        f"{plan.machine.available_gib:.1f} of {plan.machine.memory_gib:.1f} GiB free",
         highlight=False,
     )
     for warning in plan.warnings:

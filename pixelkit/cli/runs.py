@@ -11,7 +11,9 @@ from pixelkit.cli import report
 from pixelkit.ready import Choices, runs_folder
 from pixelkit.rundir import find_run, list_runs
 
-RUNS = click.option("--runs", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Where run directories lie.")
+RUNS = click.option(
+    "--runs", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Where run directories lie."
+)
 
 
 @click.group()
@@ -28,7 +30,14 @@ def list_command(folder: Path | None) -> None:
         manifest = run.read_manifest()
         training = manifest.get("training", {})
         base = manifest.get("base", {}).get("name", "")
-        cells = (run.path.name, manifest.get("state"), base, manifest.get("engine"), training.get("last_step"), training.get("seconds"))
+        cells = (
+            run.path.name,
+            manifest.get("state"),
+            base,
+            manifest.get("engine"),
+            training.get("last_step"),
+            training.get("seconds"),
+        )
         table.add_row(*("" if cell is None else str(cell) for cell in cells))
     report.stdout().print(table)
 

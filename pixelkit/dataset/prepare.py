@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-from pixelkit.canvas import Canvas
 from pixelkit.errors import DataError, PresetError, Problem
-from pixelkit.plan import DatasetPlan, PlannedSprite
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from pixelkit.canvas import Canvas
+    from pixelkit.plan import DatasetPlan, PlannedSprite
 
 Color = tuple[int, int, int]
 # Asked in this order for a background that occurs in no sprite: calm mid tones first, loud ones last.
 BACKGROUNDS: tuple[Color, ...] = tuple(
     ImageColor.getrgb(name)[:3]
-    for name in ("#808080", "#a0a0a0", "#606060", "#7f8fa6", "#8f7fa6", "#c0c0c0", "#404040", "#6fa68f", "#ffffff", "#00ff00", "#ff00ff")
+    for name in (
+        "#808080",
+        "#a0a0a0",
+        "#606060",
+        "#7f8fa6",
+        "#8f7fa6",
+        "#c0c0c0",
+        "#404040",
+        "#6fa68f",
+        "#ffffff",
+        "#00ff00",
+        "#ff00ff",
+    )
 )
 
 
@@ -63,7 +80,9 @@ def prepare(plan: DatasetPlan, folder: Path, *, on_progress: Callable[[int, int]
             if on_progress:
                 on_progress(done, total)
     if problems:
-        raise DataError(f"{len(problems)} of {total} images cannot be used", hint="mend or remove them", problems=problems)
+        raise DataError(
+            f"{len(problems)} of {total} images cannot be used", hint="mend or remove them", problems=problems
+        )
     return Prepared(
         images=folder / "sprites",
         class_images=folder / "class" if plan.class_sprites else None,
@@ -85,7 +104,7 @@ def read_pixels(path: Path) -> NDArray[np.uint8]:
             if image.mode in {"I;16", "I", "I;16B"}:
                 narrow = Image.fromarray(np.round(np.asarray(image, dtype=np.float64) / 257).astype(np.uint8))
             return np.asarray(narrow.convert("RGBA"), dtype=np.uint8)
-    except Exception as error:  # noqa: BLE001 - Pillow's plugins raise many kinds of errors on broken data
+    except Exception as error:
         raise DataError(f"the image cannot be read: {error}") from None
 
 
@@ -112,7 +131,9 @@ def _choose_background(wanted: str, sprites: Sequence[PlannedSprite]) -> Color:
         try:
             return ImageColor.getrgb(wanted)[:3]
         except ValueError:
-            raise PresetError(f"[dataset] background = {wanted}: no colour", hint="write #rrggbb, a colour's English name, or auto") from None
+            raise PresetError(
+                f"[dataset] background = {wanted}: no colour", hint="write #rrggbb, a colour's English name, or auto"
+            ) from None
     used: set[Color] = set()
     for sprite in sprites:
         try:
@@ -139,7 +160,9 @@ def _flat_names(sprites: Sequence[PlannedSprite], root: Path | None) -> list[str
     names: list[str] = []
     taken: set[str] = set()
     for sprite in sprites:
-        relative = sprite.path.relative_to(root) if root and sprite.path.is_relative_to(root) else Path(sprite.path.name)
+        relative = (
+            sprite.path.relative_to(root) if root and sprite.path.is_relative_to(root) else Path(sprite.path.name)
+        )
         stem = "__".join(relative.with_suffix("").parts)
         name, number = stem, 2
         while name.lower() in taken:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from pixelkit.process import Command
-from pixelkit.errors import Problem
 from pixelkit.paths import PACKAGE
-from pixelkit.plan import Plan
-from pixelkit.rundir import RunDir
+from pixelkit.process import Command
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from pixelkit.errors import Problem
+    from pixelkit.plan import Plan
+    from pixelkit.rundir import RunDir
 
 CONFIG = "config.toml"
 ACCELERATE = "accelerate.yaml"
@@ -68,6 +71,14 @@ def launch_command(plan: Plan, run: RunDir, *, module: str, arguments: Sequence[
 
 def trainer_environment(plan: Plan) -> dict[str, str]:
     """This process's environment without accelerate's and tqdm's variables, with the profile's and where pixelkit lies."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "TQDM_", "PYTHONSTARTUP"))}
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "TQDM_", "PYTHONSTARTUP"))
+    }
     python_path = [str(PACKAGE.parent), *filter(None, [kept.get("PYTHONPATH", "")])]
-    return {**kept, "PYTHONPATH": os.pathsep.join(python_path), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", **plan.environment}
+    return {
+        **kept,
+        "PYTHONPATH": os.pathsep.join(python_path),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",
+        **plan.environment,
+    }

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
-from pixelkit.catalog import Base
-from pixelkit.engines.adapter import Engine
 from pixelkit.engines.diffusers import adapter as diffusers
 from pixelkit.engines.kohya import adapter as kohya
 from pixelkit.errors import EngineError
 from pixelkit.paths import ENGINE_COMMIT, EngineLocation
-from pixelkit.preset import EngineChoice
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pixelkit.catalog import Base
+    from pixelkit.engines.adapter import Engine
+    from pixelkit.preset import EngineChoice
 
 EngineName = Literal["kohya", "diffusers"]
 ENGINES: Mapping[EngineName, Engine] = {"kohya": cast("Engine", kohya), "diffusers": cast("Engine", diffusers)}
 GET_KOHYA = (
-    "in a clone of pixelkit: `git submodule update --init`; elsewhere: `git clone https://github.com/kohya-ss/sd-scripts`, "
+    "in a clone of pixelkit: `git submodule update --init`; "  # noqa: S608 - git's words, not SQL's
+    "elsewhere: `git clone https://github.com/kohya-ss/sd-scripts`, "
     f"`git -C sd-scripts checkout {ENGINE_COMMIT}`, `pixelkit config set sd_scripts PATH`"
 )
 
@@ -28,7 +32,9 @@ def choose_engine(wanted: EngineChoice, base: Base, found: EngineLocation | None
     """
     if wanted != "auto":
         if wanted not in base.spec.engines:
-            raise EngineError(f"engine = {wanted} cannot train {base.name}", hint=f"it trains with {', '.join(base.spec.engines)}")
+            raise EngineError(
+                f"engine = {wanted} cannot train {base.name}", hint=f"it trains with {', '.join(base.spec.engines)}"
+            )
         name: EngineName = wanted
     elif found is None and base.spec.stands_alone:
         return "diffusers"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pixelkit.canvas import Bucket, Canvas
-from pixelkit.catalog import Base
-from pixelkit.hardware import Machine
-from pixelkit.preset import Preset
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pixelkit.canvas import Bucket, Canvas
+    from pixelkit.catalog import Base
+    from pixelkit.hardware import Machine
+    from pixelkit.preset import Preset
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pixelkit.canvas import Canvas, batches_per_epoch, count_buckets, fit_canvas
 from pixelkit.catalog import Base, HardwareProfile, expected_memory
 from pixelkit.errors import DataError, PresetError, Problem
-from pixelkit.hardware import Machine
 from pixelkit.plan.model import DatasetPlan, NetworkPlan, Plan, PlannedSprite, SamplePlan, TrainPlan
 from pixelkit.preset import Preset
-from pixelkit.preset_file import LoadedPreset
 from pixelkit.survey import Sprite, lossy_images, words_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pixelkit.hardware import Machine
+    from pixelkit.preset_file import LoadedPreset
 
 DEFAULT_STEPS = 1500
 FEW_SPRITES = 10
@@ -66,7 +69,10 @@ def absorb_kohya(loaded: LoadedPreset) -> LoadedPreset:
     try:
         preset = Preset.model_validate(values)
     except ValueError as error:
-        problems = [Problem(where=loaded.where("kohya", name), what=f"{name} = {loaded.preset.kohya[name]!r}: not possible") for name in moved]
+        problems = [
+            Problem(where=loaded.where("kohya", name), what=f"{name} = {loaded.preset.kohya[name]!r}: not possible")
+            for name in moved
+        ]
         raise PresetError(f"{loaded.file.name}: [kohya] {error}", problems=problems) from None
     return dataclasses.replace(loaded, preset=preset, origins=origins)
 
@@ -81,7 +87,7 @@ class _Resolver:
         self.sources: dict[str, str] = {}
         self.warnings: list[str] = []
 
-    def settle(self, name: str, *candidates: tuple[Any, str]) -> Any:  # noqa: ANN401
+    def settle(self, name: str, *candidates: tuple[Any, str]) -> Any:
         """The preset's value if it was written, else the first candidate that is not None."""
         path = tuple(name.split("."))
         table: Any = self.loaded.preset
@@ -114,14 +120,19 @@ def resolve(
     family = profile.families.get(base.spec.family)
     if family is None:
         raise PresetError(
-            f"{profile.title} cannot train {base.spec.family}: no profile for it", hint="choose a smaller base, or --hardware for another machine"
+            f"{profile.title} cannot train {base.spec.family}: no profile for it",
+            hint="choose a smaller base, or --hardware for another machine",
         )
     dataset = _plan_dataset(resolver, base, sprites, class_sprites)
     train = _plan_train(resolver, base, profile, machine, dataset)
     network = _plan_network(resolver)
     area = max(bucket.width * bucket.height for bucket in dataset.buckets)
-    memory = expected_memory(base.spec, batch_size=train.batch_size, checkpointing=train.gradient_checkpointing, canvas_area=area)
-    savers = {"fp8_base", "fp8_base_unet", "blocks_to_swap"} & (profile.kohya.keys() | family.kohya.keys() | preset.kohya.keys())
+    memory = expected_memory(
+        base.spec, batch_size=train.batch_size, checkpointing=train.gradient_checkpointing, canvas_area=area
+    )
+    savers = {"fp8_base", "fp8_base_unet", "blocks_to_swap"} & (
+        profile.kohya.keys() | family.kohya.keys() | preset.kohya.keys()
+    )
     if memory > machine.available_gib and not savers:
         resolver.warnings.append(
             f"about {memory:.0f} GiB of memory are expected (computed, not measured), {machine.available_gib:.0f} GiB are free;"
@@ -131,7 +142,13 @@ def resolve(
     kohya = {**profile.kohya, **family.kohya, **base.spec.kohya, **preset.kohya}
     for key in kohya:
         written = ("kohya", key) in loaded.origins
-        source = str(loaded.origin("kohya", key)) if written else resolver.base_name if key in base.spec.kohya else resolver.hardware_name
+        source = (
+            str(loaded.origin("kohya", key))
+            if written
+            else resolver.base_name
+            if key in base.spec.kohya
+            else resolver.hardware_name
+        )
         resolver.sources[f"kohya.{key}"] = source
     return Plan(
         name=preset.name,
@@ -154,7 +171,9 @@ def resolve(
     )
 
 
-def _plan_dataset(resolver: _Resolver, base: Base, sprites: Sequence[Sprite], class_sprites: Sequence[Sprite]) -> DatasetPlan:
+def _plan_dataset(
+    resolver: _Resolver, base: Base, sprites: Sequence[Sprite], class_sprites: Sequence[Sprite]
+) -> DatasetPlan:
     preset = resolver.loaded.preset.dataset
     resolution = resolver.settle("dataset.resolution", (base.spec.resolution, resolver.base_name))
     problems: list[Problem] = []
@@ -167,13 +186,19 @@ def _plan_dataset(resolver: _Resolver, base: Base, sprites: Sequence[Sprite], cl
             try:
                 if size not in canvases:
                     canvases[size] = fit_canvas(
-                        *size, resolution=resolution, step=base.spec.bucket_step, latent_scale=base.spec.latent_scale, scale=preset.scale
+                        *size,
+                        resolution=resolution,
+                        step=base.spec.bucket_step,
+                        latent_scale=base.spec.latent_scale,
+                        scale=preset.scale,
                     )
             except DataError as error:
                 problems.append(Problem(where=sprite.path.name, what=error.message, hint=error.hint))
                 continue
             caption = prompt or sprite.caption or preset.caption.replace("{name}", words_of(sprite.path))
-            planned.append(PlannedSprite(path=sprite.path, canvas=canvases[size], caption=_with_trigger(trigger, caption)))
+            planned.append(
+                PlannedSprite(path=sprite.path, canvas=canvases[size], caption=_with_trigger(trigger, caption))
+            )
         return tuple(planned)
 
     planned = plan_sprites(sprites, preset.instance_prompt, "" if preset.instance_prompt else preset.trigger)
@@ -208,22 +233,33 @@ def _warn_dataset(resolver: _Resolver, planned: Sequence[PlannedSprite], sprites
     if len(planned) < FEW_SPRITES:
         resolver.warnings.append(f"{len(planned)} sprites are few; 30 to 100 in one style teach better")
     if lossy := lossy_images(sprites):
-        resolver.warnings.append(f"{len(lossy)} JPEG files, {lossy[0].name} first: their pixels are no longer the artist's; use PNG")
+        resolver.warnings.append(
+            f"{len(lossy)} JPEG files, {lossy[0].name} first: their pixels are no longer the artist's; use PNG"
+        )
     uncaptioned = sum(sprite.caption is None for sprite in sprites)
     if uncaptioned and not preset.instance_prompt:
-        resolver.warnings.append(f"{uncaptioned} of {len(sprites)} sprites have no .txt caption and are captioned by their file name")
+        resolver.warnings.append(
+            f"{uncaptioned} of {len(sprites)} sprites have no .txt caption and are captioned by their file name"
+        )
     blurred = max((sprite.canvas.padding for sprite in planned), default=0.0)
     if blurred > 0.5:
-        resolver.warnings.append(f"up to {blurred:.0%} of a canvas is background; dataset.resolution or dataset.scale can mend that")
+        resolver.warnings.append(
+            f"up to {blurred:.0%} of a canvas is background; dataset.resolution or dataset.scale can mend that"
+        )
 
 
-def _plan_train(resolver: _Resolver, base: Base, profile: HardwareProfile, machine: Machine, dataset: DatasetPlan) -> TrainPlan:
+def _plan_train(
+    resolver: _Resolver, base: Base, profile: HardwareProfile, machine: Machine, dataset: DatasetPlan
+) -> TrainPlan:
     preset = resolver.loaded.preset.train
     batch, accumulation = _plan_batch(resolver, profile, base)
     batches = batches_per_epoch(dataset.buckets, batch_size=batch)
     steps_per_epoch = math.ceil(batches / accumulation)
     if preset.epochs:
-        steps, source = preset.epochs * steps_per_epoch, f"{preset.epochs} epochs ({resolver.loaded.origin('train', 'epochs')})"
+        steps, source = (
+            preset.epochs * steps_per_epoch,
+            f"{preset.epochs} epochs ({resolver.loaded.origin('train', 'epochs')})",
+        )
         resolver.sources["train.steps"] = source
     else:
         steps = resolver.settle("train.steps", (DEFAULT_STEPS, "default"))
@@ -238,11 +274,24 @@ def _plan_train(resolver: _Resolver, base: Base, profile: HardwareProfile, machi
     above = family.checkpointing_above
     unchecked = (above is None or batch <= above) and (family.unchecked_needs_gib or 0) <= machine.available_gib
     precision, precision_source = profile.precision, resolver.hardware_name
-    if precision == "bf16" and machine.kind == "cuda" and machine.capability < (8, 0) and resolver.hardware_name != "hardware gb10":
+    if (
+        precision == "bf16"
+        and machine.kind == "cuda"
+        and machine.capability < (8, 0)
+        and resolver.hardware_name != "hardware gb10"
+    ):
         precision, precision_source = "fp16", f"{machine.device} has no bf16"
     checkpointing = resolver.settle("train.gradient_checkpointing", (not unchecked, resolver.hardware_name))
     learning_rate = resolver.settle("train.learning_rate")
-    for key in ("scheduler", "max_grad_norm", "min_snr_gamma", "noise_offset", "caption_dropout", "shuffle_caption", "seed"):
+    for key in (
+        "scheduler",
+        "max_grad_norm",
+        "min_snr_gamma",
+        "noise_offset",
+        "caption_dropout",
+        "shuffle_caption",
+        "seed",
+    ):
         resolver.settle(f"train.{key}")
     return TrainPlan(
         steps=steps,
@@ -252,7 +301,9 @@ def _plan_train(resolver: _Resolver, base: Base, profile: HardwareProfile, machi
         gradient_accumulation=accumulation,
         learning_rate=learning_rate,
         train_text_encoder=train_text_encoder,
-        text_encoder_learning_rate=resolver.settle("train.text_encoder_learning_rate", (learning_rate / 2, "half of learning_rate")),
+        text_encoder_learning_rate=resolver.settle(
+            "train.text_encoder_learning_rate", (learning_rate / 2, "half of learning_rate")
+        ),
         cache_text_encoder=_may_cache_text_encoder(resolver, base, train_text_encoder=train_text_encoder),
         optimizer=resolver.settle("train.optimizer", (profile.optimizer, resolver.hardware_name)),
         fused_optimizer=profile.fused_optimizer and profile.kind == "cuda",
@@ -280,8 +331,12 @@ def _plan_batch(resolver: _Resolver, profile: HardwareProfile, base: Base) -> tu
     most = profile.families[base.spec.family].batch_size
     if preset.effective_batch:
         origin = str(resolver.loaded.origin("train", "effective_batch"))
-        batch = preset.batch_size or max(size for size in range(1, preset.effective_batch + 1) if preset.effective_batch % size == 0 and size <= most)
-        resolver.sources["train.batch_size"] = str(resolver.loaded.origin("train", "batch_size")) if preset.batch_size else resolver.hardware_name
+        batch = preset.batch_size or max(
+            size for size in range(1, preset.effective_batch + 1) if preset.effective_batch % size == 0 and size <= most
+        )
+        resolver.sources["train.batch_size"] = (
+            str(resolver.loaded.origin("train", "batch_size")) if preset.batch_size else resolver.hardware_name
+        )
         resolver.sources["train.gradient_accumulation"] = f"effective_batch {preset.effective_batch} ({origin})"
         return batch, preset.effective_batch // batch
     batch = resolver.settle("train.batch_size", (most, resolver.hardware_name))
@@ -299,7 +354,9 @@ def _may_cache_text_encoder(resolver: _Resolver, base: Base, *, train_text_encod
     if base.spec.family in {"sd15", "sd2"} or train_text_encoder:
         return False
     if preset.caption_dropout or preset.shuffle_caption:
-        resolver.warnings.append("caption_dropout and shuffle_caption keep the text encoders in memory; without them their output would be cached")
+        resolver.warnings.append(
+            "caption_dropout and shuffle_caption keep the text encoders in memory; without them their output would be cached"
+        )
         return False
     return True
 
@@ -354,4 +411,6 @@ def _warn_ranges(resolver: _Resolver, base: Base) -> None:
         value = getattr(getattr(resolver.loaded.preset, table), key)
         if value is not None and (table, key) in resolver.loaded.origins and not low <= value <= high:
             where = resolver.loaded.where(table, key)
-            resolver.warnings.append(f"{where} {key} = {value:g} is outside the usual {low:g} to {high:g} for {base.name}")
+            resolver.warnings.append(
+                f"{where} {key} = {value:g} is outside the usual {low:g} to {high:g} for {base.name}"
+            )

@@ -279,8 +279,8 @@ def test_sd_scripts_applies_the_file_as_it_was_trained(
     assert network.merge_file(path, merged.unet, merged.text_encoder) == len(trainer.layers)
 
     monkeypatch.syspath_prepend(sd_scripts)
-    from library import sai_model_spec, train_util  # noqa: PLC0415
-    from networks import lora  # noqa: PLC0415
+    from library import sai_model_spec, train_util
+    from networks import lora
 
     theirs, _ = lora.create_network_from_weights(1.0, str(path), None, [base.text_encoder], base.unet)
     theirs.apply_to([base.text_encoder], base.unet)

@@ -21,7 +21,7 @@ METADATA = {"ss_tag_frequency": '{"héro \\" 猫": 3}\n\t\x01', "ss_steps": "12"
 @pytest.fixture
 def train_util(sd_scripts: Path, monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.syspath_prepend(str(sd_scripts))
-    from library import train_util  # noqa: PLC0415
+    from library import train_util
 
     return train_util
 
@@ -65,7 +65,7 @@ def test_sshs_hashes(train_util: object, size: int, tmp_path: Path) -> None:
     ],
 )
 def test_modelspec(train_util: object, family: str, v_prediction: bool, arguments: dict[str, object]) -> None:
-    from library import sai_model_spec  # noqa: PLC0415
+    from library import sai_model_spec
 
     plain = {"v2": False, "v_parameterization": False, "sdxl": False, "lora": True, "textual_inversion": False}
     now = datetime.datetime(2025, 3, 4, 5, 6, 7)

@@ -20,8 +20,8 @@ from pixelkit.engines.kohya.options import (
     verify_dataset_config,
 )
 from pixelkit.engines.kohya.rules import RULES
-from pixelkit.toml_text import format_value
 from pixelkit.errors import RenderError
+from pixelkit.toml_text import format_value
 
 ROOT = Path(__file__).parents[2]
 # the engine's modules with its real voluptuous and toml, and stand-ins for the rest

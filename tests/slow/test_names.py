@@ -46,7 +46,7 @@ def test_unets_of_other_layouts_need_no_table_of_their_own(layout: dict[str, Any
 
 def test_stability_names_are_those_of_sd_scripts(sd_scripts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(sd_scripts))
-    from library.sdxl_original_unet import SdxlUNet2DConditionModel  # noqa: PLC0415
+    from library.sdxl_original_unet import SdxlUNet2DConditionModel
 
     with torch.device("meta"):
         names = ["lora_unet_" + layer.replace(".", "_") for layer in list_layers(SdxlUNet2DConditionModel())]

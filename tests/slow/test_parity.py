@@ -69,7 +69,7 @@ def make_lora(models: dict[Component, Any], path: Path, *, seed: int, mixed: boo
 
 def run(models: dict[Component, Any]) -> dict[Component, Any]:
     """What the models make of one fixed input."""
-    import torch  # noqa: PLC0415
+    import torch
 
     rng = torch.Generator().manual_seed(2)
     latents, context = torch.randn(1, 4, 16, 16, generator=rng), torch.randn(1, 7, 24, generator=rng)
@@ -81,7 +81,7 @@ def run(models: dict[Component, Any]) -> dict[Component, Any]:
 
 
 def run_sd_scripts(models: dict[Component, Any], path: Path) -> dict[Component, Any]:
-    from networks import lora  # noqa: PLC0415 sd-scripts'
+    from networks import lora
 
     models = copy.deepcopy(models)
     network, weights = lora.create_network_from_weights(1.0, str(path), None, models["text_encoder"], models["unet"])
@@ -93,14 +93,14 @@ def run_sd_scripts(models: dict[Component, Any], path: Path) -> dict[Component, 
 
 
 def run_peft(models: dict[Component, Any], folder: Path) -> dict[Component, Any]:
-    from peft import PeftModel  # noqa: PLC0415
+    from peft import PeftModel
 
     models = copy.deepcopy(models)
     return run({part: PeftModel.from_pretrained(model, str(folder / part)) for part, model in models.items()})
 
 
 def run_diffusers(models: dict[Component, Any], path: Path) -> dict[Component, Any]:
-    from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader  # noqa: PLC0415
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
 
     models = copy.deepcopy(models)
     state, alphas = Loader.lora_state_dict(str(path))

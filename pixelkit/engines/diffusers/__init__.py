@@ -1,0 +1,1 @@
+"""pixelkit's own trainer on diffusers and peft."""

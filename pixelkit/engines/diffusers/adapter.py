@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pixelkit.process import Command
 from pixelkit.engines.adapter import ACCELERATE, CONFIG, EngineData, launch_command
 from pixelkit.engines.diffusers.settings import load_settings
 from pixelkit.errors import Problem, RenderError
 from pixelkit.paths import PACKAGE
-from pixelkit.plan import Plan
-from pixelkit.rundir import RunDir
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pixelkit.plan import Plan
+    from pixelkit.process import Command
+    from pixelkit.rundir import RunDir
 
 OPTIMIZERS = ("adamw", "adamw8bit")
 SCHEDULERS: Mapping[str, str] = {
@@ -29,7 +33,13 @@ def check(plan: Plan, sd_scripts: Path | None) -> list[Problem]:  # noqa: ARG001
 
     def refuse(name: str, value: object, hint: str) -> None:
         where = plan.sources.get(name, "")
-        problems.append(Problem(where=f"{where} [{name.partition('.')[0]}]" if where else "", what=f"{name} = {value}: not with the diffusers engine", hint=hint))
+        problems.append(
+            Problem(
+                where=f"{where} [{name.partition('.')[0]}]" if where else "",
+                what=f"{name} = {value}: not with the diffusers engine",
+                hint=hint,
+            )
+        )
 
     if plan.base.spec.family != "sd15":
         refuse("base", plan.base.name, 'engine = "kohya" trains it')
@@ -44,7 +54,11 @@ def check(plan: Plan, sd_scripts: Path | None) -> list[Problem]:  # noqa: ARG001
     if plan.train.clip_skip > 1:
         refuse("train.clip_skip", plan.train.clip_skip, "remove it")
     problems += [
-        Problem(where=f"{plan.sources[f'kohya.{key}']} [kohya]", what=f"{key}: the diffusers engine reads no [kohya]", hint="remove it, or engine = \"kohya\"")
+        Problem(
+            where=f"{plan.sources[f'kohya.{key}']} [kohya]",
+            what=f"{key}: the diffusers engine reads no [kohya]",
+            hint='remove it, or engine = "kohya"',
+        )
         for key in plan.preset.kohya
     ]
     return problems
@@ -109,7 +123,15 @@ def context(plan: Plan, run: RunDir, data: EngineData) -> Mapping[str, Mapping[s
             "ss_sd_model_name": plan.base.name,
             "ss_epoch": str(math.ceil(train.epochs)),
             "modelspec.title": export.title or plan.name,
-            **{f"modelspec.{key}": text for key, text in (("author", export.author), ("license", export.license), ("description", export.description)) if text},
+            **{
+                f"modelspec.{key}": text
+                for key, text in (
+                    ("author", export.author),
+                    ("license", export.license),
+                    ("description", export.description),
+                )
+                if text
+            },
             **({"modelspec.trigger_phrase": plan.dataset.trigger} if plan.dataset.trigger else {}),
         },
     }

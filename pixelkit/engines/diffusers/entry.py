@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None, control: Control | None = None) -> i
         arguments = parser.parse_args(argv)
         settings = load_settings(arguments.config)
         prepare_imports(settings)
-        from pixelkit.engines.diffusers.training import train  # noqa: PLC0415  (torch: after the settings are known to be right)
+        from pixelkit.engines.diffusers.training import train
 
         return train(settings, control, resume=arguments.resume)
     except PixelkitError as error:

@@ -90,7 +90,7 @@ def make_optimizer(settings: Settings, layers: Sequence[Layer], device: torch.de
         fused = device.type in {"cpu", "cuda"} and settings.precision != "fp16"
         return torch.optim.AdamW(groups, weight_decay=train.weight_decay, fused=fused)
     try:
-        from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415
+        from bitsandbytes.optim import AdamW8bit
     except (ImportError, RuntimeError, OSError) as error:
         what = f"adamw8bit needs bitsandbytes, which does not load here: {error}"
         raise EngineError(what, hint='use optimizer = "adamw"') from error

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import CLIPTextModel
-
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -18,6 +16,8 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from transformers import CLIPTextModel
+
 from pixelkit.errors import EngineError
 from pixelkit.paths import write_atomically
 

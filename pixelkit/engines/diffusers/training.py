@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor
 from torch.nn import functional
 
-from diffusers import DDPMScheduler
 from pixelkit.engines.diffusers.checkpoint import Facts, State, describe_training, read_state, write_state
 from pixelkit.engines.diffusers.examples import Example, find_examples, order_epoch
 from pixelkit.engines.diffusers.network import Layer, attach_network, export_tensors, merge_file, write_tensors

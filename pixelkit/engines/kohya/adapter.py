@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pixelkit.process import Command
 from pixelkit.engines.adapter import ACCELERATE, CONFIG, EngineData, launch_command
-from pixelkit.engines.kohya.options import check_kohya_table, list_changed_files, load_table, verify_config, verify_dataset_config
+from pixelkit.engines.kohya.options import (
+    check_kohya_table,
+    list_changed_files,
+    load_table,
+    verify_config,
+    verify_dataset_config,
+)
 from pixelkit.engines.kohya.rules import check_rules
 from pixelkit.errors import Problem
-from pixelkit.plan import Plan
-from pixelkit.rundir import RunDir
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pixelkit.plan import Plan
+    from pixelkit.process import Command
+    from pixelkit.rundir import RunDir
 
 DATASET = "dataset.toml"
 PROMPTS = "prompts.json"
@@ -41,11 +51,26 @@ OPTIMIZERS: Mapping[str, str] = {
     "sgd": "SGDNesterov",
 }
 SAMPLERS: Mapping[str, str] = {"ddim": "ddim", "euler": "euler", "euler_a": "euler_a", "dpm++": "dpmsolver++"}
+MODELS_HINT = "put it into your models folder (`pixelkit config set models PATH`)"
 # What pixelkit sets itself, because its own care rests on it.
-OWNED = frozenset(
-    "output_dir output_name config_file dataset_config dataset_class in_json train_data_dir reg_data_dir resolution "
-    "sample_prompts resume save_model_as pretrained_model_name_or_path base_weights base_weights_multiplier".split()
-)
+# What pixelkit sets itself, because its own care rests on it, and where a preset says it.
+OWNED: Mapping[str, str] = {
+    "config_file": "pixelkit renders it",
+    "dataset_config": "pixelkit renders it",
+    "dataset_class": "pixelkit renders the data set's file",
+    "in_json": "pixelkit renders the data set's file",
+    "save_model_as": "files are safetensors",
+    "base_weights_multiplier": "merge into the base beforehand",
+    "output_name": "set name, at the top of the preset",
+    "output_dir": "--runs DIR puts runs elsewhere",
+    "train_data_dir": "set [dataset] path",
+    "reg_data_dir": "set [dataset] class_path",
+    "resolution": "set [dataset] resolution",
+    "sample_prompts": "set [sample] prompts",
+    "resume": "`pixelkit resume RUN` does it",
+    "pretrained_model_name_or_path": "set base, at the top of the preset",
+    "base_weights": "it trains the wrong modules (networks/lora.py:1038); merge into the base beforehand",
+}
 DIFFUSION = frozenset({"sd15", "sd2", "sdxl"})
 
 
@@ -59,16 +84,25 @@ def check(plan: Plan, sd_scripts: Path | None) -> list[Problem]:
     problems = _check_checkout(sd_scripts)
     script = script_of(plan)
     if script is None:
-        return [*problems, Problem(what=f"method = {plan.method}: not for {plan.base.spec.family}", hint='use method = "lora"')]
+        return [
+            *problems,
+            Problem(what=f"method = {plan.method}: not for {plan.base.spec.family}", hint='use method = "lora"'),
+        ]
     if plan.base.spec.layout == "diffusers" and plan.method == "dreambooth":
-        return [*problems, Problem(what=f"method = dreambooth: sd-scripts cannot load the layout of {plan.base.name}", hint='use method = "lora"')]
+        return [
+            *problems,
+            Problem(
+                what=f"method = dreambooth: sd-scripts cannot load the layout of {plan.base.name}",
+                hint='use method = "lora"',
+            ),
+        ]
     own = {key: value for key, value in plan.kohya.items() if f"kohya.{key}" in plan.sources}
 
     def where(key: str) -> str:
         return f"{plan.sources[f'kohya.{key}']} [kohya]"
 
-    for key in sorted(own.keys() & OWNED):
-        problems.append(Problem(where=where(key), what=f"{key}: pixelkit sets this itself", hint=OWNED_HINTS.get(key, "remove it")))
+    for key in sorted(own.keys() & OWNED.keys()):
+        problems.append(Problem(where=where(key), what=f"{key}: pixelkit sets this itself", hint=OWNED[key]))
     problems += check_kohya_table({key: value for key, value in own.items() if key not in OWNED}, script, where)
     if plan.base.spec.local_only and not plan.base.local:
         files = " or ".join(plan.base.spec.files)
@@ -76,36 +110,32 @@ def check(plan: Plan, sd_scripts: Path | None) -> list[Problem]:
     for option, file in plan.base.spec.needs.items():
         path = plan.kohya.get(option) or plan.base.files.get(option)
         if not path:
-            problems.append(Problem(what=f"{plan.base.name} needs {file}", hint=f'{MODELS_HINT}, or write [kohya] {option} = "/path/to/{file}"'))
+            problems.append(
+                Problem(
+                    what=f"{plan.base.name} needs {file}",
+                    hint=f'{MODELS_HINT}, or write [kohya] {option} = "/path/to/{file}"',
+                )
+            )
         elif not Path(str(path)).expanduser().is_file():
             problems.append(Problem(where=where(option), what=f"{option} = {path}: no such file"))
     return problems
-
-
-MODELS_HINT = "put it into your models folder (`pixelkit config set models PATH`)"
-OWNED_HINTS: Mapping[str, str] = {
-    "output_name": "set name, at the top of the preset",
-    "output_dir": "--runs DIR puts runs elsewhere",
-    "train_data_dir": "set [dataset] path",
-    "reg_data_dir": "set [dataset] class_path",
-    "resolution": "set [dataset] resolution",
-    "sample_prompts": "set [sample] prompts",
-    "resume": "`pixelkit resume RUN` does it",
-    "pretrained_model_name_or_path": "set base, at the top of the preset",
-    "base_weights": "it trains the wrong modules (networks/lora.py:1038); merge into the base beforehand",
-}
 
 
 def _check_checkout(sd_scripts: Path | None) -> list[Problem]:
     if sd_scripts is None:
         return [Problem(what="sd-scripts is not found", hint="`pixelkit doctor` says how to get it")]
     if not (sd_scripts / "train_network.py").is_file():
-        return [Problem(what=f"{sd_scripts} holds no train_network.py, so it is no sd-scripts checkout", hint="`pixelkit doctor` says how to get it")]
+        return [
+            Problem(
+                what=f"{sd_scripts} holds no train_network.py, so it is no sd-scripts checkout",
+                hint="`pixelkit doctor` says how to get it",
+            )
+        ]
     if changed := list_changed_files(sd_scripts):
         commit = load_table().commit
         return [
             Problem(
-                what=f"{sd_scripts} is not sd-scripts at {commit[:8]}: {', '.join(changed[:3])} differ{'s' if len(changed) == 1 else ''}",
+                what=f"{sd_scripts} is not sd-scripts at {commit[:8]}; other than there: {', '.join(changed[:3])}",
                 hint=f"git -C {sd_scripts} checkout {commit}",
             )
         ]
@@ -208,7 +238,11 @@ def _metadata(plan: Plan) -> Mapping[str, str]:
 def _prompts(plan: Plan) -> list[Mapping[str, object]]:
     sample = plan.sample
     # FLUX dev takes its distilled guidance; `scale` there is true CFG (library/flux_train_utils.py:158).
-    guidance = {"guidance_scale": sample.guidance, "scale": 1.0} if plan.base.spec.family == "flux" else {"scale": sample.guidance}
+    guidance = (
+        {"guidance_scale": sample.guidance, "scale": 1.0}
+        if plan.base.spec.family == "flux"
+        else {"scale": sample.guidance}
+    )
     return [
         {
             "prompt": prompt,
@@ -226,7 +260,7 @@ def _prompts(plan: Plan) -> list[Mapping[str, object]]:
 
 def verify(plan: Plan, files: Mapping[str, Path]) -> list[Problem]:
     """Both files read back with the engine's parser, every key held against the option table, then the rules."""
-    import toml  # noqa: PLC0415 - the engine's parser; `check` does without
+    import toml
 
     script = script_of(plan)
     assert script is not None

@@ -21,7 +21,7 @@ def list_images(dataset: Any) -> Iterator[Any]:
 
 def has_finite_latents(info: Any) -> bool:
     """Whether the cached latents of an ImageInfo, in memory or in its npz file, are all finite."""
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     if info.latents_npz:
         with np.load(info.latents_npz) as arrays:
@@ -45,7 +45,7 @@ def read_rate(accelerator: Any) -> float:
 
 def is_finite_norm(parameters: Iterable[Any]) -> bool:
     """Whether the gradients of `parameters` have a finite norm."""
-    import torch  # noqa: PLC0415
+    import torch
 
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     return not gradients or bool(torch.nn.utils.get_total_norm(gradients).isfinite())
@@ -53,8 +53,8 @@ def is_finite_norm(parameters: Iterable[Any]) -> bool:
 
 def measure_memory(device: Any) -> int | None:
     """Bytes in use: the most allocated on a CUDA device so far, what is allocated on MPS, this process's on a CPU."""
-    import psutil  # noqa: PLC0415
-    import torch  # noqa: PLC0415
+    import psutil
+    import torch
 
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))

@@ -29,7 +29,7 @@ class DiffusersBase:
 
     def train(self, args: Any) -> None:
         """TN:491: read the base's configuration first, since the options depend on it."""
-        from diffusers import DDPMScheduler, UNet2DConditionModel  # noqa: PLC0415
+        from diffusers import DDPMScheduler, UNet2DConditionModel
 
         base = args.pretrained_model_name_or_path
         if Path(base).is_file():
@@ -63,10 +63,10 @@ class DiffusersBase:
 
     def load_target_model(self, args: Any, weight_dtype: Any, accelerator: Any) -> tuple[str, Any, Any, Any]:  # noqa: ARG002
         """TN:179, without the conversion of TU:5552."""
-        import torch  # noqa: PLC0415
-        from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel  # noqa: PLC0415
-        from library import model_util  # noqa: PLC0415
-        from transformers import CLIPTextModel  # noqa: PLC0415
+        import torch
+        from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+        from library import model_util
+        from transformers import CLIPTextModel
 
         base = args.pretrained_model_name_or_path
         LOG.info("load diffusers model as it is: %s", base)
@@ -85,7 +85,7 @@ class DiffusersBase:
 
     def get_tokenize_strategy(self, args: Any) -> Any:
         """TN:192. Longer captions in chunks are for CLIP's 77 tokens; a tokenizer of another length has just that."""
-        from pixelkit.engines.kohya.strategies import FolderTokenizeStrategy  # noqa: PLC0415
+        from pixelkit.engines.kohya.strategies import FolderTokenizeStrategy
 
         strategy = FolderTokenizeStrategy(args.pretrained_model_name_or_path, args.max_token_length)
         length = strategy.tokenizer.model_max_length
@@ -96,7 +96,7 @@ class DiffusersBase:
 
     def get_latents_caching_strategy(self, args: Any) -> Any:
         """TN:198."""
-        from pixelkit.engines.kohya.strategies import FolderLatentsStrategy  # noqa: PLC0415
+        from pixelkit.engines.kohya.strategies import FolderLatentsStrategy
 
         return FolderLatentsStrategy(
             vae_name=self._name_vae(args),
@@ -108,14 +108,14 @@ class DiffusersBase:
 
     def encode_images_to_latents(self, args: Any, vae: Any, images: Any) -> Any:  # noqa: ARG002
         """TN:254."""
-        from pixelkit.engines.kohya.strategies import encode_latents  # noqa: PLC0415
+        from pixelkit.engines.kohya.strategies import encode_latents
 
         return encode_latents(vae, images)
 
     def get_noise_scheduler(self, args: Any, device: Any) -> Any:
         """TN:245, with the base's own betas."""
-        from diffusers import DDPMScheduler  # noqa: PLC0415
-        from library import custom_train_functions  # noqa: PLC0415
+        from diffusers import DDPMScheduler
+        from library import custom_train_functions
 
         scheduler = DDPMScheduler.from_config({**self.schedule, "clip_sample": False})
         custom_train_functions.prepare_scheduler_for_custom_training(scheduler, device)
@@ -153,9 +153,9 @@ class DiffusersBase:
 
         Draws whenever it is called (`Watch` decides), and leaves the random state alone.
         """
-        import torch  # noqa: PLC0415
-        from diffusers import StableDiffusionPipeline  # noqa: PLC0415
-        from library import train_util  # noqa: PLC0415
+        import torch
+        from diffusers import StableDiffusionPipeline
+        from library import train_util
 
         folder = Path(args.output_dir) / "sample"
         folder.mkdir(parents=True, exist_ok=True)
@@ -194,7 +194,7 @@ class DiffusersBase:
 
     def _make_sampler(self, name: str) -> Any:
         """A sampler of sd-scripts' name (TU:6199) on the base's own betas and prediction type."""
-        from library import train_util  # noqa: PLC0415
+        from library import train_util
 
         stock = train_util.get_my_scheduler(sample_sampler=name, v_parameterization=False)
         config = {"clip_sample": False, **self.schedule, "steps_offset": 1}  # as StableDiffusionPipeline insists on

@@ -87,7 +87,7 @@ def train(options: argparse.Namespace, rest: list[str], control: Control, start:
     module = importlib.import_module(options.script)
 
     # Imported here: these import torch.
-    from pixelkit.engines.kohya import hooks, resume  # noqa: PLC0415
+    from pixelkit.engines.kohya import hooks, resume
 
     start.imported.set()
     # Out of the collector's sight, what the imports made costs nothing more: sd-scripts collects garbage after every
@@ -103,7 +103,7 @@ def train(options: argparse.Namespace, rest: list[str], control: Control, start:
             args.skip_until_initial_step = True
         layers: list[type[Any]] = [hooks.Watch]
         if options.layout == "diffusers":
-            from pixelkit.engines.kohya.diffusers_base import DiffusersBase  # noqa: PLC0415
+            from pixelkit.engines.kohya.diffusers_base import DiffusersBase
 
             layers.append(DiffusersBase)
         trainer = type("WatchedTrainer", (*layers, base), {})()
@@ -138,7 +138,7 @@ def read_arguments(module: Any) -> Any:
 
 def check_arguments(args: Any) -> None:
     """Refuse what sd-scripts finds out late: after loading the model, or after the whole training."""
-    from pixelkit.engines.kohya.hooks import Refusal  # noqa: PLC0415
+    from pixelkit.engines.kohya.hooks import Refusal
 
     for name in ("output_dir", "network_module", "pretrained_model_name_or_path"):
         if not getattr(args, name):
@@ -150,7 +150,7 @@ def check_arguments(args: Any) -> None:
 
 def read_versions() -> dict[str, str]:
     """What runs here, by package; sd-scripts by its commit, where that is known."""
-    from pixelkit.engines.kohya.options import recognise_commit  # noqa: PLC0415
+    from pixelkit.engines.kohya.options import recognise_commit
 
     versions = {"python": ".".join(str(part) for part in sys.version_info[:3])}
     for package in ("torch", "diffusers", "transformers", "accelerate"):

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import toml
 
 from pixelkit.engines.kohya.extract import hash_source, read_git_head
-from pixelkit.toml_text import format_value, is_same
 from pixelkit.errors import EngineError, Problem, RenderError, StorageError, did_you_mean
 from pixelkit.toml_lines import locate
+from pixelkit.toml_text import format_value, is_same
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
