@@ -37,9 +37,9 @@ def presets_text() -> str:
     parts += [
         "## [kohya]",
         "",
-        "Any option of the trainer's script by its own name, for example `min_timestep = 100`. Each is checked against the",
-        "script before launch: a name that does not exist there, a wrong type or an illegal choice is an error with file and line.",
-        "What a preset can say in its own terms (`max_train_steps` is `train.steps`) is taken as if it were written there.",
+        "Any option of the trainer's script by its own name, for example `min_timestep = 100`. Each is checked before launch:",
+        "a name that does not exist in that script, a wrong type or an illegal choice is an error with file and line. What a",
+        "preset can say in its own terms (`max_train_steps` is `train.steps`) is taken as if it were written there.",
         "",
     ]
     return "\n".join(parts)

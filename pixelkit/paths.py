@@ -32,6 +32,19 @@ def data_dir(name: Literal["presets", "templates"]) -> Path:
     return beside if beside.is_dir() else PACKAGE / f"_{name}"
 
 
+def user_path(text: str) -> Path:
+    """A path that a person wrote, `~` expanded. Raises PresetError for what can be none."""
+    try:
+        path = Path(text).expanduser()
+        path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:
+        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        raise PresetError(f"{shown} cannot be a path here: {getattr(error, 'strerror', None) or error}") from None
+    if "\0" in text:
+        raise PresetError(f"{text!r} cannot be a path")
+    return path
+
+
 def settings_file() -> Path:
     """The user's settings, `config.toml` in the platform's configuration folder."""
     return Path(platformdirs.user_config_dir("pixelkit", appauthor=False)) / "config.toml"
@@ -41,25 +54,30 @@ def read_settings() -> dict[str, str]:
     """All settings of the user; empty if there is no file. Raises PresetError if the file is no TOML."""
     path = settings_file()
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
+        document = tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PresetError(f"{path} is not valid TOML: {error}", hint="mend or delete it") from error
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    for key in document.keys() - SETTINGS.keys():
+        raise PresetError(
+            f"{path}: no setting is called {key}",
+            hint=did_you_mean(key, SETTINGS) or f"there are {', '.join(SETTINGS)}",
+        )
     return {key: str(value) for key, value in document.items()}
 
 
 def write_setting(key: str, value: str) -> Path:
-    """Set one setting and return the file; an empty value removes it."""
+    """Set one setting (a folder, kept as an absolute path) and return the file; an empty value removes it."""
     if key not in SETTINGS:
         raise PresetError(
             f"no setting is called {key}", hint=did_you_mean(key, SETTINGS) or f"there are {', '.join(SETTINGS)}"
         )
     settings = read_settings()
     if value:
-        settings[key] = value
+        settings[key] = str(user_path(value).resolve())
     else:
         settings.pop(key, None)
     import tomlkit  # noqa: PLC0415 - a twentieth of a second that only this needs
@@ -109,7 +127,7 @@ def locate_sd_scripts(explicit: Path | None = None) -> EngineLocation | None:
     )
     for value, name in named:
         if value:
-            return EngineLocation(path=Path(value).expanduser().resolve(), named_by=name)
+            return EngineLocation(path=user_path(value).resolve(), named_by=name)
     submodule = PACKAGE.parent / "third_party" / "sd-scripts"
     if (submodule / "train_network.py").is_file():
         return EngineLocation(path=submodule, named_by="third_party/sd-scripts")

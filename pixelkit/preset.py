@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
+from PIL import ImageColor
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Optimizer = Literal["auto", "adamw", "adamw8bit", "adafactor", "lion", "prodigy", "sgd"]
@@ -21,7 +23,34 @@ def _no_separator(name: str) -> str:
     """A name becomes file names on every platform."""
     if not name or name[0] in ".-" or not all(sign.isalnum() or sign in "-_." for sign in name):
         raise ValueError("use letters, digits, '-', '_' and '.', and begin with a letter or digit")
+    if len(name.encode()) > 150:
+        raise ValueError("too long for a file name")
     return name
+
+
+def _colour(name: str) -> str:
+    if name != "auto":
+        try:
+            ImageColor.getrgb(name)
+        except ValueError:
+            raise ValueError("no colour; write #rrggbb, a colour's English name, or auto") from None
+    return name
+
+
+def _only_name(text: str) -> str:
+    """{name} is all that a caption may hold in braces: anything else would be trained as it stands."""
+    for word in re.findall(r"\{(\w+)\}", text):
+        if word != "name":
+            hint = "; the trigger words come first by themselves" if word == "trigger" else ""
+            raise ValueError(f"{{{word}}} is not replaced, only {{name}} is{hint}")
+    return text
+
+
+def _only_trigger(prompts: tuple[str, ...]) -> tuple[str, ...]:
+    for word in re.findall(r"\{(\w+)\}", " ".join(prompts)):
+        if word != "trigger":
+            raise ValueError(f"{{{word}}} is not replaced, only {{trigger}} is")
+    return prompts
 
 
 class _Table(BaseModel):
@@ -34,10 +63,14 @@ class Dataset(_Table):
     path: Annotated[str, Field(description="folder of sprites, relative to the preset; sub-folders are read too")]
     trigger: Annotated[str, Field(description="trigger words, put before every caption", max_length=200)] = ""
     caption: Annotated[
-        str, Field(description="caption of a sprite without a .txt file; {name} is its file name in words")
+        str,
+        AfterValidator(_only_name),
+        Field(description="caption of a sprite without a .txt file; {name} is its file name in words", min_length=1),
     ] = "{name}"
     background: Annotated[
-        str, Field(description="colour under transparent pixels: #rrggbb, or auto = one that occurs in no sprite")
+        str,
+        AfterValidator(_colour),
+        Field(description="colour under transparent pixels: #rrggbb, or auto = one that occurs in no sprite"),
     ] = "auto"
     resolution: Annotated[
         int | None,
@@ -54,9 +87,10 @@ class Dataset(_Table):
         Field(description="folder of class images that keep the base's idea of the class (prior preservation)"),
     ] = None
     instance_prompt: Annotated[
-        str | None, Field(description="one caption for all sprites, as DreamBooth does; replaces their own")
+        str | None,
+        Field(description="one caption for all sprites, as DreamBooth does; replaces their own", min_length=1),
     ] = None
-    class_prompt: Annotated[str | None, Field(description="caption of the class images")] = None
+    class_prompt: Annotated[str | None, Field(description="caption of the class images", min_length=1)] = None
     prior_weight: Annotated[float, Field(description="weight of the class images' loss", ge=0, le=10)] = 1.0
 
 
@@ -100,7 +134,8 @@ class Train(_Table):
         bool | None, Field(description="train the text encoder's LoRA too; default: what the base suggests")
     ] = None
     text_encoder_learning_rate: Annotated[
-        float | None, Field(description="default: half of learning_rate", gt=0, le=1)
+        float | None,
+        Field(description="default: half of learning_rate; with method = dreambooth all of it", gt=0, le=1),
     ] = None
     optimizer: Annotated[Optimizer, Field(description="auto = what the machine's profile names")] = "auto"
     scheduler: Annotated[Scheduler, Field(description="course of the learning rate")] = "cosine"
@@ -135,6 +170,8 @@ class Train(_Table):
     def _one_length(self) -> Self:
         if self.steps and self.epochs:
             raise ValueError("steps and epochs are both given; keep the one you mean")
+        if self.save_every_steps and self.save_every_epochs:
+            raise ValueError("save_every_steps and save_every_epochs are both given; keep the one you mean")
         if self.effective_batch and self.gradient_accumulation:
             raise ValueError("effective_batch and gradient_accumulation are both given; keep the one you mean")
         if self.effective_batch and self.batch_size and self.effective_batch % self.batch_size:
@@ -148,7 +185,9 @@ class Sample(_Table):
     """Pictures made on the way, the same prompts and seeds each time: with the base before the first step, last with the LoRA."""
 
     prompts: Annotated[
-        tuple[str, ...], Field(description="none = no pictures; {trigger} stands for the trigger words", strict=False)
+        tuple[str, ...],
+        AfterValidator(_only_trigger),
+        Field(description="none = no pictures; {trigger} stands for the trigger words", strict=False),
     ] = ()
     negative: Annotated[str, Field(description="what the pictures should not show")] = ""
     every_steps: Annotated[int | None, Field(description="also on the way, each so many steps", ge=1)] = None
@@ -159,8 +198,18 @@ class Sample(_Table):
     ] = None
     seed: Annotated[int, Field(description="of the first prompt; the next one's is one higher", ge=0, lt=2**32)] = 42
     sampler: Annotated[Sampler, Field(description="auto = what the base suggests")] = "auto"
-    width: Annotated[int | None, Field(description="default: the training canvas", ge=16, le=4096)] = None
-    height: Annotated[int | None, Field(description="default: the training canvas", ge=16, le=4096)] = None
+    width: Annotated[
+        int | None, Field(description="default: the training canvas", ge=16, le=4096, multiple_of=8)
+    ] = None
+    height: Annotated[
+        int | None, Field(description="default: the training canvas", ge=16, le=4096, multiple_of=8)
+    ] = None
+
+    @model_validator(mode="after")
+    def _one_interval(self) -> Self:
+        if self.every_steps and self.every_epochs:
+            raise ValueError("every_steps and every_epochs are both given; keep the one you mean")
+        return self
 
 
 class Export(_Table):

@@ -163,11 +163,11 @@ def train(settings: Settings) -> None:
 
 
 def learning_rate_factor(step: int, settings: Settings) -> float:
-    """Linear warm-up, then half a cosine down to 2 %."""
+    """Linear warm-up, constant, and over the last quarter half a cosine down to 1 %."""
     if step < settings.warmup:
         return (step + 1) / settings.warmup
-    along = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(along, 1.0)))
+    along = max(0.0, step / settings.steps - 0.75) / 0.25
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(along, 1.0)))
 
 
 def export(tokenizer: CLIPTokenizer, parts: Parts, out: Path) -> None:

@@ -1,5 +1,6 @@
 """The kohya entry through the real `accelerate launch` and the pinned sd-scripts, on bases with random weights."""
 
+
 from __future__ import annotations
 
 import argparse

@@ -47,6 +47,8 @@ class DiffusersBase:
             raise Refusal(f"{base}: sd-scripts cannot train a base that predicts `{prediction}`")
         args.v_parameterization = args.v_parameterization or prediction == "v_prediction"
         self.schedule["prediction_type"] = "v_prediction" if args.v_parameterization else "epsilon"
+        rescaled = args.zero_terminal_snr or self.schedule.get("rescale_betas_zero_snr", False)
+        args.zero_terminal_snr = self.schedule["rescale_betas_zero_snr"] = rescaled
         tiny = self.vae_config["_class_name"] == "AutoencoderTiny"
         channels = self.vae_config["encoder_block_out_channels" if tiny else "block_out_channels"]
         self.factor = 2 ** (len(channels) - 1)
@@ -112,15 +114,13 @@ class DiffusersBase:
 
         return encode_latents(vae, images)
 
-    def get_noise_scheduler(self, args: Any, device: Any) -> Any:
-        """TN:245, with the base's own betas."""
+    def get_noise_scheduler(self, args: Any, device: Any) -> Any:  # noqa: ARG002
+        """TN:245, with the base's own betas, rescaled to zero terminal SNR where it is so."""
         from diffusers import DDPMScheduler
         from library import custom_train_functions
 
         scheduler = DDPMScheduler.from_config({**self.schedule, "clip_sample": False})
         custom_train_functions.prepare_scheduler_for_custom_training(scheduler, device)
-        if args.zero_terminal_snr:
-            custom_train_functions.fix_noise_scheduler_betas_for_zero_terminal_snr(scheduler)
         return scheduler
 
     def update_metadata(self, metadata: dict[str, Any], args: Any) -> None:
