@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pixelkit.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +88,13 @@ class Bucket:
     images: int
 
 
-def count_buckets(canvases: Iterable[Canvas]) -> tuple[Bucket, ...]:
-    """The buckets that sd-scripts will form, largest first."""
-    counts = Counter((canvas.width, canvas.height) for canvas in canvases)
+def count_buckets(images: Mapping[Canvas, int]) -> tuple[Bucket, ...]:
+    """The buckets that sd-scripts will form of so many images of each canvas, largest first."""
+    counts: Counter[tuple[int, int]] = Counter()
+    for canvas, number in images.items():
+        counts[canvas.width, canvas.height] += number
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return tuple(Bucket(width=width, height=height, images=images) for (width, height), images in ordered)
+    return tuple(Bucket(width=width, height=height, images=number) for (width, height), number in ordered if number)
 
 
 def batches_per_epoch(buckets: Iterable[Bucket], *, batch_size: int) -> int:

@@ -6,17 +6,17 @@ import json
 import re
 import tomllib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pixelkit.errors import CatalogError, did_you_mean
-from pixelkit.paths import PACKAGE, data_dir
+from pixelkit.paths import PACKAGE, data_dir, user_path
 from pixelkit.preset import Family, KohyaValue, Precision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 MEMORY_OVERHEAD_GIB = 2.0
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -155,7 +155,7 @@ def find_base(name: str, family: Family | None, *, folder: Path, models: Path | 
                 f"family = {family}, but base {name} is of the family {spec.family}", hint="remove family"
             )
         return _place(name, spec, models)
-    path = (folder / Path(name).expanduser()).resolve()
+    path = (folder / user_path(name)).resolve()
     if not path.exists() and not _HUB_ID.fullmatch(name):
         hint = did_you_mean(name, bases) or f"there are {', '.join(bases)}; or give a path or a hub id, with family"
         raise CatalogError(f"base = {name}: no base of that name, and no such file", hint=hint)
@@ -205,6 +205,8 @@ def check_model(path: Path) -> None:
             f"{path.name} is a pickle, which can run code when it is loaded",
             hint="use the .safetensors file of the same model",
         )
+    if not path.is_file():
+        raise CatalogError(f"{path} is no file")
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -212,9 +214,9 @@ def check_model(path: Path) -> None:
             raise CatalogError(f"{path.name} is no safetensors file, or it is cut off", hint="download it again")
         try:
             header: dict[str, Any] = json.loads(stream.read(length))
-        except ValueError:
+            end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+        except (ValueError, AttributeError, TypeError, LookupError, RecursionError):
             raise CatalogError(f"{path.name} is no safetensors file", hint="download it again") from None
-    end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
     if 8 + length + end != size:
         raise CatalogError(f"{path.name} is cut off: {size} bytes of {8 + length + end}", hint="download it again")
 
@@ -232,7 +234,17 @@ def _has_stock_unet(folder: Path) -> bool:
     )
 
 
-def expected_memory(spec: BaseSpec, *, batch_size: int, checkpointing: bool, canvas_area: int) -> float:
-    """GiB of device memory that training is expected to need: computed, not measured."""
+# Bytes that one trained weight takes in float32: itself, its gradient, and what the optimizer keeps of it.
+TRAINED_BYTES: Mapping[str, int] = {"adamw": 16, "adamw8bit": 10, "adafactor": 8, "lion": 12, "sgd": 12, "prodigy": 24}
+
+
+def expected_memory(
+    spec: BaseSpec, *, batch_size: int, checkpointing: bool, canvas_area: int, optimizer: str | None = None
+) -> float:
+    """GiB of device memory that training is expected to need: computed, not measured.
+
+    `optimizer` where the whole model is trained; `spec.memory.weights` holds it in 2 bytes a weight.
+    """
     per_image = spec.memory.per_image_checkpointed if checkpointing else spec.memory.per_image
-    return spec.memory.weights + MEMORY_OVERHEAD_GIB + per_image * batch_size * canvas_area / spec.resolution**2
+    weights = spec.memory.weights * (TRAINED_BYTES.get(optimizer, 16) / 2 if optimizer else 1)
+    return weights + MEMORY_OVERHEAD_GIB + per_image * batch_size * canvas_area / spec.resolution**2

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +31,7 @@ from pixelkit.ship import Shipment, inspect_weights, ship
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from pixelkit.catalog import Base
     from pixelkit.process import Command
     from pixelkit.progress import Event
 
@@ -123,7 +126,10 @@ def carry_out(ready: Ready, run: RunDir, watcher: Watcher, *, resume: bool = Fal
             command = ready.engine.command(ready.plan, run, data, resume=_last_state(run) if resume else None)
             write_atomically(run.command, command.shell_line() + "\n")
             run.enter("training")
-            _train(ready, run, command, watcher)
+            with ThreadPoolExecutor(max_workers=1) as beside:
+                base_hash = beside.submit(hash_model, ready.plan.base)
+                _train(ready, run, command, watcher)
+                run.update(base={**run.read_manifest()["base"], "sha256": base_hash.result()})
         run.enter("shipping")
         shipment = ship(ready.plan, run, palette=prepared.palette, fingerprint=prepared.fingerprint)
         run.enter(
@@ -144,6 +150,22 @@ def carry_out(ready: Ready, run: RunDir, watcher: Watcher, *, resume: bool = Fal
         run.enter("failed", reason=str(error))
         raise StorageError(f"{error.filename or run.path}: {error.strerror or error}") from error
     return shipment
+
+
+def hash_model(base: Base) -> str | None:
+    """sha256 of a base's file, or of all files of its folder with their names; None for one from the hub."""
+    if not base.local:
+        return None
+    location, digest = Path(base.location), hashlib.sha256()
+    for path in sorted(location.rglob("*.*")) if location.is_dir() else [location]:
+        if path.is_dir():
+            continue
+        if path != location:
+            digest.update(str(path.relative_to(location)).encode() + b"\0")
+        with path.open("rb") as stream:
+            while piece := stream.read(1 << 22):
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def _is_trained(ready: Ready, run: RunDir) -> bool:
@@ -181,9 +203,17 @@ def _train(ready: Ready, run: RunDir, command: Command, watcher: Watcher) -> Non
 
 def _explain(result: Exit, run: RunDir, resume: str) -> TrainingError:
     diagnosis = diagnose(result, result.tail)
-    tail = "\n".join(f"    {line}" for line in result.tail.splitlines()[-8:])
+    tail = "\n".join(f"    {line}" for line in _without_launcher(result.tail.splitlines())[-8:])
     parts = [diagnosis.why, diagnosis.do, f"the log's end ({run.log}):\n{tail}" if tail else f"log: {run.log}", resume]
     return TrainingError(diagnosis.what, kind=diagnosis.kind, hint="\n".join(part for part in parts if part))
+
+
+def _without_launcher(lines: list[str]) -> list[str]:
+    """A log's end without the traceback in which accelerate only says that the trainer failed."""
+    if not any(line.startswith("subprocess.CalledProcessError") for line in lines[-3:]):
+        return lines
+    starts = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+    return lines[: starts[-1]] if starts else lines
 
 
 def _record(ready: Ready) -> dict[str, object]:

@@ -198,12 +198,12 @@ class Sample(_Table):
     ] = None
     seed: Annotated[int, Field(description="of the first prompt; the next one's is one higher", ge=0, lt=2**32)] = 42
     sampler: Annotated[Sampler, Field(description="auto = what the base suggests")] = "auto"
-    width: Annotated[
-        int | None, Field(description="default: the training canvas", ge=16, le=4096, multiple_of=8)
-    ] = None
-    height: Annotated[
-        int | None, Field(description="default: the training canvas", ge=16, le=4096, multiple_of=8)
-    ] = None
+    width: Annotated[int | None, Field(description="default: the training canvas", ge=16, le=4096, multiple_of=8)] = (
+        None
+    )
+    height: Annotated[int | None, Field(description="default: the training canvas", ge=16, le=4096, multiple_of=8)] = (
+        None
+    )
 
     @model_validator(mode="after")
     def _one_interval(self) -> Self:

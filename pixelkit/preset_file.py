@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import ValidationError
 
 from pixelkit.errors import PresetError, Problem, did_you_mean
-from pixelkit.paths import data_dir
+from pixelkit.paths import data_dir, user_path
 from pixelkit.preset import Preset
 from pixelkit.toml_lines import KeyPath, locate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pydantic_core import ErrorDetails
 
 MAX_BYTES = 1_000_000
-ALTERNATIVES = (("steps", "epochs"), ("gradient_accumulation", "effective_batch"))
+ALTERNATIVES = (
+    ("steps", "epochs"),
+    ("gradient_accumulation", "effective_batch"),
+    ("save_every_steps", "save_every_epochs"),
+    ("every_steps", "every_epochs"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +36,8 @@ class Origin:
     line: int = 0
 
     def __str__(self) -> str:
-        return f"{self.file.name}:{self.line}" if self.file else "--set"
+        line = f":{self.line}" if self.line else ""
+        return f"{self.file.name}{line}" if self.file else "--set"
 
     @property
     def folder(self) -> Path:
@@ -48,17 +54,27 @@ class LoadedPreset:
     text: str
     origins: Mapping[KeyPath, Origin]
 
+    def is_written(self, *path: str) -> bool:
+        """Whether the preset, what it extends, or the command line gives this value."""
+        table: Any = self.preset
+        for part in path[:-1]:
+            table = getattr(table, part)
+        return path[-1] in (table if isinstance(table, dict) else table.model_fields_set)
+
     def origin(self, *path: str) -> Origin:
-        """Where a value was written; for one that was not, the preset file itself."""
-        return self.origins.get(path, Origin(file=self.file))
+        """Where a value (or the table that holds it) was written; for one that was not, the preset file itself."""
+        return _find_origin(self.origins, self.file, path)
 
     def where(self, *path: str) -> str:
         """`hero.toml:12 [network]`, for messages."""
-        return _where(self.origins.get(path), self.file, path)
+        return _where(self.origin(*path), path)
 
     def resolve_path(self, value: str, *path: str) -> Path:
-        """A path value, from the folder of the file that it was written in."""
-        return (self.origin(*path).folder / Path(value).expanduser()).resolve()
+        """A path value, from the folder of the file that it was written in. Raises PresetError for what is no path."""
+        try:
+            return (self.origin(*path).folder / user_path(value)).resolve()
+        except PresetError as error:
+            raise PresetError(f"{self.where(*path)} {path[-1]} = {error.message}") from None
 
 
 def shipped_presets() -> dict[str, Path]:
@@ -68,7 +84,7 @@ def shipped_presets() -> dict[str, Path]:
 
 def find_preset(name: str, folder: Path | None = None) -> Path:
     """A file as it is (relative to `folder`), or a shipped preset by its name. Raises PresetError with the nearest name."""
-    path = (folder or Path.cwd()) / Path(name).expanduser()
+    path = (folder or Path.cwd()) / user_path(name)
     if path.is_file():
         return path.resolve()
     shipped = shipped_presets()
@@ -93,10 +109,25 @@ def load_preset(name: str, overrides: Sequence[str] = ()) -> LoadedPreset:
     values, origins, text = _read_chain(file, ())
     for override in overrides:
         _apply_override(override, values, origins)
+    return validate(values, origins, file, text)
+
+
+def validate(
+    values: Mapping[str, Any],
+    origins: Mapping[KeyPath, Origin],
+    file: Path,
+    text: str,
+    *,
+    names: Mapping[KeyPath, KeyPath] | None = None,
+) -> LoadedPreset:
+    """Values as a preset. `names` says under which other key a value was written.
+
+    Raises PresetError; its problems name everything that is wrong.
+    """
     try:
         preset = Preset.model_validate(values)
     except ValidationError as error:
-        problems = _describe(error, values, origins, file)
+        problems = _describe(error, values, lambda path: _find_origin(origins, file, path), names or {})
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise PresetError(f"{file.name}: {count}", problems=problems) from None
     return LoadedPreset(preset=preset, file=file, text=text, origins=origins)
@@ -114,12 +145,12 @@ def _read_text(file: Path) -> str:
     except UnicodeDecodeError:
         raise PresetError(
             f"{file.name} is not a text file (UTF-8)",
-            hint="a preset is TOML; `pixelkit presets copy quickstart my.toml` makes one",
+            hint="a preset is TOML; `pixelkit presets copy style my.toml` makes one",
         ) from None
     except OSError as error:
         raise PresetError(f"cannot read {file}: {error.strerror}") from None
     if not text.strip():
-        raise PresetError(f"{file.name} is empty", hint=f"`pixelkit presets copy quickstart {file.name}` fills it")
+        raise PresetError(f"{file.name} is empty", hint="`pixelkit presets copy style my.toml` makes one to edit")
     return text
 
 
@@ -128,10 +159,13 @@ def _read_chain(file: Path, below: tuple[Path, ...]) -> tuple[dict[str, Any], di
     text = _read_text(file)
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise PresetError(
-            f"{file.name} is not valid TOML: {error}", hint="strings need quotes, tables look like [train]"
-        ) from None
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits, a list in a list in a list ...
+        hint = (
+            "strings need quotes, tables look like [train]; a Windows path goes into 'single quotes'"
+            if isinstance(error, tomllib.TOMLDecodeError)
+            else ""
+        )
+        raise PresetError(f"{file.name} is not valid TOML: {error}", hint=hint) from None
     lines = locate(text)
     origins = {path: Origin(file=file, line=line) for path, line in lines.items()}
     parent_name = values.get("extends")
@@ -140,7 +174,7 @@ def _read_chain(file: Path, below: tuple[Path, ...]) -> tuple[dict[str, Any], di
     try:
         parent = find_preset(parent_name, file.parent)
     except PresetError as error:
-        where = _where(origins[("extends",)], file, ("extends",))
+        where = _where(origins[("extends",)], ("extends",))
         raise PresetError(
             f"{file.name}: 1 problem", problems=[Problem(where=where, what=f"extends {error.message}", hint=error.hint)]
         ) from None
@@ -158,13 +192,13 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         if isinstance(value, dict) and isinstance(below.get(key), dict):
-            merged[key] = {**_without_alternatives(below[key], value), **value}
+            merged[key] = {**without_alternatives(below[key], value), **value}
         else:
             merged[key] = value
     return merged
 
 
-def _without_alternatives(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def without_alternatives(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """What stays of a parent's table: `epochs` in the child drops the parent's `steps`, and so on."""
     dropped = {
         other for pair in ALTERNATIVES for own, other in (pair, pair[::-1]) if own in above and other not in above
@@ -177,32 +211,42 @@ def _apply_override(override: str, values: dict[str, Any], origins: dict[KeyPath
     path = tuple(part.strip() for part in key.split("."))
     if not equals or not all(path):
         raise PresetError(f"--set {override}: write it as table.key=value, for example --set train.steps=100")
+    if path == ("extends",):
+        raise PresetError(f"--set {override}: a preset's file says what it extends", hint="write it there")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text
     above: dict[str, Any] = {path[-1]: value}
     for part in reversed(path[:-1]):
         above = {part: above}
     values.update(_merge(values, above))
-    origins[path] = Origin(file=None)
+    origins[path[:2]] = origins[path] = Origin(file=None)
 
 
-def _where(origin: Origin | None, file: Path, path: Sequence[str | int]) -> str:
+def _find_origin(origins: Mapping[KeyPath, Origin], file: Path, path: KeyPath) -> Origin:
+    """Where a key was written, or the table that holds it, or the file."""
+    return origins.get(path) or origins.get(path[:1]) or Origin(file=file)
+
+
+def _where(origin: Origin, path: Sequence[str | int]) -> str:
     table = f" [{path[0]}]" if len(path) > 1 else ""
-    return f"{origin or file.name}{table}"
+    return f"{origin}{table}"
 
 
 def _describe(
-    error: ValidationError, values: dict[str, Any], origins: Mapping[KeyPath, Origin], file: Path
+    error: ValidationError,
+    values: Mapping[str, Any],
+    find: Callable[[KeyPath], Origin],
+    names: Mapping[KeyPath, KeyPath],
 ) -> list[Problem]:
     details = [detail for detail in error.errors() if detail["loc"][:1] != ("kohya",)]
-    problems = dict.fromkeys(_describe_one(detail, values, origins, file) for detail in details)
+    problems = dict.fromkeys(_describe_one(detail, values, find, names) for detail in details)
     for key in dict.fromkeys(
         detail["loc"][1] for detail in error.errors() if detail["loc"][:1] == ("kohya",) and len(detail["loc"]) > 1
     ):
         what = f"{key} = {_show(values['kohya'][key])}: must be true or false, a number, text in quotes, or a list of these"
-        problems[Problem(where=_where(origins.get(("kohya", key)), file, ("kohya", key)), what=what)] = None
+        problems[Problem(where=_where(find(("kohya", key)), ("kohya", key)), what=what)] = None
     return sorted(problems, key=lambda problem: (problem.where.split(":")[0], _line_of(problem.where)))
 
 
@@ -212,13 +256,16 @@ def _line_of(where: str) -> int:
 
 
 def _describe_one(
-    detail: ErrorDetails, values: dict[str, Any], origins: Mapping[KeyPath, Origin], file: Path
+    detail: ErrorDetails,
+    values: Mapping[str, Any],
+    find: Callable[[KeyPath], Origin],
+    names: Mapping[KeyPath, KeyPath],
 ) -> Problem:
     location: KeyPath = detail["loc"]
     path = location[:2] if location and isinstance(values.get(str(location[0])), dict) else location[:1]
-    key = str(path[-1]) if path else ""
-    origin = origins.get(path) or origins.get(path[:1])
-    where = _where(origin, file, path)
+    written = names.get(path, path)
+    key = str(written[-1]) if path else ""
+    where = _where(find(written), written)
     given = detail["input"]
     match detail["type"]:
         case "extra_forbidden":
@@ -228,15 +275,20 @@ def _describe_one(
                 what=f"{key}: no such key",
                 hint=did_you_mean(key, legal) or _other_place(key) or f"there are {', '.join(legal)}",
             )
-        case "value_error" if not isinstance(values.get(key), str):
+        case "value_error" if isinstance(given, dict):  # two keys of a table that do not go together
             return Problem(where=where, what=str(detail["ctx"]["error"]))
         case "missing":
-            return Problem(where=file.name, what=f"{'.'.join(map(str, path))} is missing", hint=_meaning(path))
+            return Problem(
+                where=str(find(path)).partition(":")[0],
+                what=f"{'.'.join(map(str, path))} is missing",
+                hint=_meaning(path),
+            )
         case "model_type" | "dict_type":
             return Problem(where=where, what=f"{key} is a table", hint=f"write it as [{key}]")
         case _:
+            meaning = "" if detail["type"] == "value_error" else _meaning(path)  # that says what to do itself
             return Problem(
-                where=where, what=f"{key} = {_show(given)}: {_say(detail)}", hint=_mend(detail, given) or _meaning(path)
+                where=where, what=f"{key} = {_show(given)}: {_say(detail)}", hint=_mend(detail, given) or meaning
             )
 
 
@@ -254,6 +306,8 @@ def _say(detail: ErrorDetails) -> str:
         "less_than": f"must be below {context.get('lt')}",
         "less_than_equal": f"must be at most {context.get('le')}",
         "literal_error": f"must be one of {context.get('expected')}",
+        "multiple_of": f"must be a multiple of {context.get('multiple_of')}",
+        "string_too_short": "must not be empty",
         "value_error": str(context.get("error")),
     }
     return expected.get(detail["type"], detail["msg"][:1].lower() + detail["msg"][1:])

@@ -1,22 +1,30 @@
-"""Before a run: preset loaded, base and machine looked up, plan resolved and checked. Writes nothing, loads little."""
+"""Before a run: preset loaded, base and machine looked up, plan resolved, checked, rehearsed. Leaves nothing, loads little."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import os
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixelkit.catalog import find_base, list_hardware
+from pixelkit.engines.adapter import EngineData
 from pixelkit.engines.choice import ENGINES, choose_engine
-from pixelkit.errors import EngineError
+from pixelkit.errors import EngineError, PixelkitError, RenderError
 from pixelkit.hardware import choose_profile, detect_machine
-from pixelkit.paths import EngineLocation, locate_sd_scripts, read_settings
+from pixelkit.paths import EngineLocation, locate_sd_scripts, read_settings, user_path
 from pixelkit.plan import Plan, absorb_kohya, resolve
 from pixelkit.preset_file import LoadedPreset, load_preset
-from pixelkit.survey import survey_folder
+from pixelkit.render import render
+from pixelkit.rundir import RunDir
+from pixelkit.survey import find_strays, survey_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pixelkit.engines.adapter import Engine
 
 
@@ -49,33 +57,35 @@ class Ready:
 
 
 def make_ready(preset: str, choices: Choices) -> Ready:
-    """Steps 1 to 4: load, look up, resolve, check. Writes nothing."""
+    """Steps 1 to 4: load, look up, resolve, check; 7 and 8 are rehearsed. Leaves nothing behind."""
     overrides = [*choices.overrides]
     overrides += [f"hardware={json.dumps(choices.hardware)}"] if choices.hardware else []
     overrides += [f"engine={json.dumps(choices.engine)}"] if choices.engine else []
     loaded = absorb_kohya(load_preset(preset, overrides))
     wanted = loaded.preset
     models = read_settings().get("models")
-    base = find_base(
-        wanted.base, wanted.family, folder=loaded.origin("base").folder, models=Path(models) if models else None
-    )
+    with _written_at(loaded, "base"):
+        base = find_base(
+            wanted.base,
+            wanted.family,
+            folder=loaded.origin("base").folder,
+            models=user_path(models) if models else None,
+        )
     location = locate_sd_scripts(choices.sd_scripts)
-    engine_name = choose_engine(wanted.engine, base, location)
+    with _written_at(loaded, "engine"):
+        engine_name = choose_engine(wanted.engine, base, location)
     machine = detect_machine()
     profiles = list_hardware()
-    profile_name, _ = choose_profile(wanted.hardware, machine, profiles)
-    sprites = survey_folder(
-        loaded.resolve_path(wanted.dataset.path, "dataset", "path"), what=loaded.where("dataset", "path") + " path"
-    )
-    class_path = wanted.dataset.class_path
-    class_sprites = (
-        survey_folder(
-            loaded.resolve_path(class_path, "dataset", "class_path"),
-            what=loaded.where("dataset", "class_path") + " class_path",
-        )
-        if class_path
-        else ()
-    )
+    with _written_at(loaded, "hardware"):
+        profile_name, _ = choose_profile(wanted.hardware, machine, profiles)
+    folders = {
+        key: loaded.resolve_path(value, "dataset", key)
+        for key, value in (("path", wanted.dataset.path), ("class_path", wanted.dataset.class_path))
+        if value
+    }
+    found = {
+        key: survey_folder(folder, what=f"{loaded.where('dataset', key)} {key}") for key, folder in folders.items()
+    }
     plan = resolve(
         loaded,
         base,
@@ -83,17 +93,47 @@ def make_ready(preset: str, choices: Choices) -> Ready:
         profiles[profile_name],
         machine,
         engine=engine_name,
-        sprites=sprites,
-        class_sprites=class_sprites,
+        sprites=found["path"],
+        class_sprites=found.get("class_path", ()),
+        remarks=[remark for folder in folders.values() for remark in find_strays(folder)],
     )
     engine = ENGINES[engine_name]
     if problems := engine.check(plan, location.path if location else None):
         raise EngineError(
             f"{loaded.file.name}: {len(problems)} problem{'s'[: len(problems) > 1]} before launch", problems=problems
         )
-    return Ready(loaded=loaded, plan=plan, engine=engine, location=location, choices=choices)
+    ready = Ready(loaded=loaded, plan=plan, engine=engine, location=location, choices=choices)
+    rehearse(ready)
+    return ready
+
+
+def rehearse(ready: Ready) -> None:
+    """Render and verify into a folder that is then removed, so that nothing begins that would fail at it.
+
+    Raises RenderError.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDir(path=Path(folder))
+        class_images = run.dataset if ready.plan.dataset.class_sprites else None
+        data = EngineData(images=run.dataset, class_images=class_images, sd_scripts=ready.sd_scripts)
+        contexts = ready.engine.context(ready.plan, run, data)
+        rendered = render(ready.plan.engine, contexts, run.config, templates=ready.choices.templates)
+        if problems := ready.engine.verify(ready.plan, rendered.files):
+            named = [replace(problem, where=problem.where.replace(f"{run.config}{os.sep}", "")) for problem in problems]
+            raise RenderError("what was rendered is not what the trainer understands", problems=named)
+
+
+@contextmanager
+def _written_at(loaded: LoadedPreset, key: str) -> Iterator[None]:
+    """Put in front of an error where the preset says what it is about."""
+    try:
+        yield
+    except PixelkitError as error:
+        if loaded.is_written(key):
+            error.message = f"{loaded.where(key)} {error.message}"
+        raise
 
 
 def runs_folder(choices: Choices) -> Path:
     """--runs, else the user's setting, else ./runs."""
-    return choices.runs or Path(read_settings().get("runs", "runs")).expanduser()
+    return choices.runs or user_path(read_settings().get("runs", "runs"))

@@ -6,16 +6,16 @@ import json
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
 from pixelkit.errors import StorageError, did_you_mean
-from pixelkit.paths import write_atomically
+from pixelkit.paths import user_path, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 State = Literal["planned", "preparing", "training", "shipping", "done", "failed", "interrupted"]
 MANIFEST = "manifest.json"
@@ -94,6 +94,8 @@ class RunDir:
             raise StorageError(f"cannot read {self.manifest}: {error.strerror}") from error
         except ValueError as error:
             raise StorageError(f"{self.manifest} is broken: {error}") from error
+        if not isinstance(content, dict):
+            raise StorageError(f"{self.manifest} is broken: it holds no table")
         return content
 
     def update(self, **fields: object) -> None:
@@ -166,18 +168,26 @@ def create_run(root: Path, name: str, *, preset_text: str, plan: Mapping[str, ob
     return run
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's directory."""
+    return (folder / MANIFEST).is_file() and (folder / "resolved.toml").is_file()
+
+
 def list_runs(root: Path) -> Iterator[RunDir]:
     """The run directories below `root`, oldest first."""
     if root.is_dir():
         found = [path.parent for path in root.glob(f"*/{MANIFEST}")]
-        yield from (
-            RunDir(path=path.resolve()) for path in sorted(found, key=lambda path: (path / "plan.json").stat().st_mtime)
-        )
+        yield from (RunDir(path=path.resolve()) for path in sorted(found, key=_creation))
+
+
+def _creation(path: Path) -> float:
+    plan = path / "plan.json"  # written once
+    return plan.stat().st_mtime if plan.is_file() else 0.0
 
 
 def find_run(root: Path, name: str) -> RunDir:
     """A run by its directory, its directory's name, or `latest`. Raises StorageError with the nearest name."""
-    direct = Path(name).expanduser()
+    direct = user_path(name)
     for path in (direct, root / name):
         if (path / MANIFEST).is_file():
             return RunDir(path=path.resolve())

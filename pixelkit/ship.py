@@ -191,14 +191,19 @@ def ship(plan: Plan, run: RunDir, *, palette: Sequence[Color], fingerprint: str)
         "palette_share_lora": round(shares[1], 4) if shares else None,
         "loss": measure_loss(progress),
     }
+    manifest = run.read_manifest()
+    commit = manifest.get("engine_commit")
     sidecar = run.export / f"{plan.name}.pixelkit.json"
     about = _describe_run(plan, trained, metrics, exports=exports, fingerprint=fingerprint)
-    write_sidecar(sidecar, about, exports[0], engine_commit=run.read_manifest().get("engine_commit"))
+    write_sidecar(sidecar, about, exports[0], engine_commit=commit)
     sheet = draw_samples(samples, title=plan.name, subtitle=_describe_line(plan), palette=palette, shares=shares)
     pictures = {"sheet": sheet, "loss": draw_curve(progress, title=f"{plan.name}: loss")}
     written = [_save(picture, run.export / f"{plan.name}-{name}.png") for name, picture in pictures.items() if picture]
     shipped = (*exports, sidecar, *written)
-    summary = [f"shipped to {run.export}: {', '.join(path.name for path in shipped)}", *remarks]
+    seconds = manifest.get("training", {}).get("seconds")
+    engine = f"kohya sd-scripts at {commit[:8]}" if commit else f"the {plan.engine} engine"
+    summary = [f"trained {plan.train.steps} steps with {engine}{f' in {seconds:.0f} s' if seconds else ''}"]
+    summary += [f"shipped to {run.export}: {', '.join(path.name for path in shipped)}", *remarks]
     if shares:
         summary.append(f"pixels in the sprites' palette: {shares[0]:.1%} before, {shares[1]:.1%} after")
     return Shipment(model=exports[0], exports=shipped, metrics=metrics, summary=tuple(summary))

@@ -48,4 +48,4 @@ def test_batches_round_up_in_each_bucket() -> None:
     buckets = [Bucket(width=64, height=64, images=5), Bucket(width=64, height=128, images=1)]
     assert batches_per_epoch(buckets, batch_size=4) == 3
     canvas = Canvas(sprite_width=1, sprite_height=1, scale=64, width=64, height=64)
-    assert count_buckets([canvas] * 5) == (buckets[0],)
+    assert count_buckets({canvas: 5}) == (buckets[0],)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,8 @@ from PIL import Image
 
 from pixelkit.canvas import Canvas, count_buckets, fit_canvas
 from pixelkit.dataset import prepare
-from pixelkit.dataset.prepare import flatten, place, read_pixels
-from pixelkit.errors import DataError, PresetError
+from pixelkit.dataset.prepare import BACKGROUNDS, flatten, place, read_pixels
+from pixelkit.errors import DataError
 from pixelkit.plan import DatasetPlan, PlannedSprite
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def plan_for(folder: Path, files: list[Path], *, background: str = "auto", canva
         resolution=128,
         repeats=1,
         prior_weight=1.0,
-        buckets=count_buckets(sprite.canvas for sprite in planned),
+        buckets=count_buckets(Counter(sprite.canvas for sprite in planned)),
     )
 
 
@@ -90,12 +91,6 @@ def test_a_chosen_background(tmp_path: Path, wanted: str, color: tuple[int, int,
     assert prepare(plan_for(tmp_path, [tmp_path / "a.png"], background=wanted), tmp_path / "out").background == color
 
 
-def test_a_background_that_is_no_colour(tmp_path: Path) -> None:
-    Image.new("RGBA", (4, 4)).save(tmp_path / "a.png")
-    with pytest.raises(PresetError, match="no colour"):
-        prepare(plan_for(tmp_path, [tmp_path / "a.png"], background="greenish"), tmp_path / "out")
-
-
 @pytest.mark.parametrize("mode", ["P", "RGBA", "RGB", "L", "LA", "1", "I;16"])
 def test_modes_are_read_exactly(tmp_path: Path, mode: str) -> None:
     ramp = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
@@ -130,6 +125,22 @@ def test_truncated_images_are_all_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         prepare(plan_for(tmp_path, sorted(tmp_path.glob("*.png"))), tmp_path / "out")
     assert [Path(problem.where).name for problem in caught.value.problems] == ["a.png", "c.png"]
+
+
+def test_the_last_free_grey_is_found(tmp_path: Path) -> None:
+    used = sorted({(level, level, level) for level in range(1, 256)} | set(BACKGROUNDS))
+    pixels = np.array([used + used[: 16 * 17 - len(used)]], dtype=np.uint8).reshape(16, 17, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert prepare(plan_for(tmp_path, [tmp_path / "a.png"]), tmp_path / "out").background == (0, 0, 0)
+
+
+def test_long_names_fit_the_file_system(tmp_path: Path) -> None:
+    files = [tmp_path / ("d" * 200) / f"{'ö' * 100}{number}.png" for number in range(2)]
+    files[0].parent.mkdir()
+    for file in files:
+        Image.new("RGB", (4, 4)).save(file)
+    prepared = prepare(plan_for(tmp_path, files), tmp_path / "out")
+    assert len(list(prepared.images.glob("*.png"))) == 2
 
 
 def test_same_names_in_different_folders_stay_apart(tmp_path: Path) -> None:

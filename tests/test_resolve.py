@@ -34,12 +34,13 @@ def plan(
     text: str = "",
     *,
     base: str = "sdxl",
+    method: str = "lora",
     machine: Machine = GB10,
     images: tuple[Sprite, ...] = sprites(*[(32, 32)] * 50),
     class_images: tuple[Sprite, ...] = (),
 ) -> Plan:
     file = tmp_path / "p.toml"
-    file.write_text(f'name = "p"\nbase = "{base}"\n[dataset]\npath = "s"\n{text}', "utf-8")
+    file.write_text(f'name = "p"\nbase = "{base}"\nmethod = "{method}"\n[dataset]\npath = "s"\n{text}', "utf-8")
     loaded = absorb_kohya(load_preset(str(file)))
     profiles = list_hardware()
     name, _ = choose_profile(loaded.preset.hardware, machine, profiles)
@@ -66,7 +67,7 @@ def test_steps_from_epochs_count_each_bucket(tmp_path: Path) -> None:
     mixed = sprites(*[(32, 32)] * 9, *[(32, 48)] * 2)
     made = plan(tmp_path, "[train]\nepochs = 10\nbatch_size = 4\ngradient_accumulation = 2\n", images=mixed)
     assert (made.train.steps_per_epoch, made.train.steps) == (2, 20)  # 3 + 1 batches, two a step
-    assert made.sources["train.steps"] == "10 epochs (p.toml:6)"
+    assert made.sources["train.steps"] == "10 epochs (p.toml:7)"
 
 
 def test_class_images_double_the_epoch(tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_a_batch_of_the_machine_keeps_the_steps_and_says_so(tmp_path: Path) -> N
 
 def test_sources(tmp_path: Path) -> None:
     made = plan(tmp_path, "[network]\nrank = 8\n")
-    assert made.sources["network.rank"] == "p.toml:6"
+    assert made.sources["network.rank"] == "p.toml:7"
     assert made.sources["network.alpha"] == "the rank"
     assert made.sources["train.precision"] == "hardware gb10"
     assert made.sources["sample.sampler"] == "base sdxl"
@@ -111,7 +112,7 @@ def test_sources(tmp_path: Path) -> None:
 def test_kohyas_own_names_are_the_same_thing(tmp_path: Path) -> None:
     made = plan(tmp_path, "[train]\nepochs = 3\n[kohya]\nmax_train_steps = 77\nnetwork_dim = 4\nmin_timestep = 10\n")
     assert (made.train.steps, made.network.rank) == (77, 4)
-    assert made.sources["train.steps"] == "p.toml:8"
+    assert made.sources["train.steps"] == "p.toml:9"
     assert made.kohya["min_timestep"] == 10 and "max_train_steps" not in made.kohya
 
 
@@ -132,6 +133,25 @@ def test_captions(tmp_path: Path) -> None:
     assert plan(tmp_path, text + 'instance_prompt = "photo of sks"\n').dataset.sprites[0].caption == "photo of sks"
 
 
+def test_a_trigger_is_whole_words(tmp_path: Path) -> None:
+    text = 'trigger = "hero"\n'
+    images = sprites((32, 32), caption="heroic pose")
+    assert plan(tmp_path, text, images=images).dataset.sprites[0].caption == "hero, heroic pose"
+    images = sprites((32, 32), caption="hero: standing")
+    assert plan(tmp_path, text, images=images).dataset.sprites[0].caption == "hero: standing"
+
+
+def test_a_caption_is_one_line(tmp_path: Path) -> None:
+    made = plan(tmp_path, 'instance_prompt = "a cat\\nand  a dog"\n')
+    assert made.dataset.sprites[0].caption == "a cat and a dog"
+
+
+def test_a_whole_model_needs_more_memory(tmp_path: Path) -> None:
+    file = "[train]\nbatch_size = 1\n"
+    lora, whole = plan(tmp_path, file, base="sd15"), plan(tmp_path, file, base="sd15", method="dreambooth")
+    assert lora.memory_gib < 6 and 15 < whole.memory_gib < 19
+
+
 def test_warmup_longer_than_the_run_is_lowered(tmp_path: Path) -> None:
     made = plan(tmp_path, "[train]\nsteps = 50\nwarmup_steps = 100\nbatch_size = 1\n")
     assert made.train.warmup_steps == 5
@@ -140,7 +160,7 @@ def test_warmup_longer_than_the_run_is_lowered(tmp_path: Path) -> None:
 
 def test_unusual_values_warn_and_pass(tmp_path: Path) -> None:
     made = plan(tmp_path, "[network]\nrank = 512\n[train]\nlearning_rate = 0.01\n")
-    assert any("p.toml:6 [network] rank = 512 is outside the usual" in warning for warning in made.warnings)
+    assert any("p.toml:7 [network] rank = 512 is outside the usual" in warning for warning in made.warnings)
     assert any("learning_rate = 0.01" in warning for warning in made.warnings)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+import re
+from pathlib import Path
 
 import click
 from rich.table import Table
@@ -38,7 +40,7 @@ def doctor() -> None:
     missing = []
     for name in PACKAGES:
         version = _version(name)
-        table.add_row(name, version or "not installed")
+        table.add_row(name, f"{version or 'not installed'}{_torch_build() if name == 'torch' and version else ''}")
         if version is None and name not in {"bitsandbytes", "xformers"}:
             missing.append(name)
     table.add_row("machine", str(detect_machine()))
@@ -55,6 +57,18 @@ def doctor() -> None:
     report.stdout().print(table)
     if missing:
         click.echo(f"to train, install what is missing ({', '.join(missing)}): pip install 'pixelkit[train]'")
+
+
+def _torch_build() -> str:
+    """`, CUDA 13.0` or `, no CUDA`, read from torch's version file: importing torch would take seconds."""
+    spec = importlib.util.find_spec("torch")
+    folders = spec.submodule_search_locations if spec else None
+    try:
+        text = Path(folders[0], "version.py").read_text("utf-8") if folders else ""
+    except OSError:
+        return ""
+    found = re.search(r"^cuda.*?=\s*'([^']+)'", text, re.MULTILINE)
+    return f", CUDA {found[1]}" if found else ", no CUDA"
 
 
 def _version(name: str) -> str | None:

@@ -13,7 +13,7 @@ from pixelkit.cli import report
 from pixelkit.cli.machine import config, doctor, hardware
 from pixelkit.cli.presets import presets
 from pixelkit.cli.runs import runs
-from pixelkit.errors import PixelkitError
+from pixelkit.errors import PixelkitError, StorageError
 from pixelkit.ready import Choices, make_ready
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ class Group(click.Group):
         except BrokenPipeError:
             sys.stderr.close()
             ctx.exit(0)
+        except OSError as error:
+            shown = StorageError(f"{error.filename or 'a file'}: {error.strerror or error}")
+            report.print_error(shown)
+            ctx.exit(shown.exit_code)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -70,7 +74,10 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
                 help="Where run directories go.",
             ),
             click.option(
-                "--templates", type=click.Path(path_type=Path), metavar="DIR", help="Your own templates, one by one."
+                "--templates",
+                type=click.Path(path_type=Path, resolve_path=True),
+                metavar="DIR",
+                help="Your own templates, one by one.",
             ),
         )
     ):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 from pixelkit.cli import report
@@ -13,6 +14,7 @@ from pixelkit.errors import PresetError, did_you_mean
 from pixelkit.paths import data_dir, write_atomically
 from pixelkit.preset import Preset
 from pixelkit.preset_file import load_preset, shipped_presets
+from pixelkit.toml_text import format_value
 
 SCHEMA = "preset.schema.json"
 
@@ -27,7 +29,7 @@ def list_presets() -> None:
     """All shipped presets: name, base, what each trains."""
     table = Table("preset", "base", "trains", box=None, header_style="bold")
     for name, path in shipped_presets().items():
-        table.add_row(name, load_preset(str(path)).preset.base, _first_comment(path))
+        table.add_row(name, load_preset(str(path)).preset.base, escape(_first_comment(path)))
     report.stdout().print(table)
 
 
@@ -44,11 +46,14 @@ def show(name: str) -> None:
 def copy(name: str, file: Path) -> None:
     """Copy a shipped preset to FILE, to edit it there. Never overwrites."""
     source = _shipped(name)
+    written = load_preset(str(source)).preset.dataset.path
     if file.is_dir():
         file = file / source.name
     if file.exists():
         raise PresetError(f"{file} exists already", hint="choose another name")
     text = source.read_text("utf-8").replace("#:schema ./", f"#:schema {data_dir('presets').as_uri()}/", 1)
+    if (sprites := source.parent / written).is_dir():  # the quickstart's own
+        text = text.replace(f'path = "{written}"', f"path = {format_value(sprites)}", 1)
     write_atomically(file, text)
     click.echo(file)
 

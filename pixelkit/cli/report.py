@@ -71,7 +71,8 @@ def print_plan(plan: Plan) -> None:
     out = stdout()
     dataset, train, sample = plan.dataset, plan.train, plan.sample
     out.print(
-        f"[bold]{escape(plan.name)}[/]: {plan.method} on {plan.base.name} ({plan.base.spec.title}) with the {plan.engine} engine",
+        f"[bold]{escape(plan.name)}[/]: {plan.method} on {plan.base.name} ({escape(plan.base.spec.title)}) "
+        f"with the {plan.engine} engine",
         highlight=False,
     )
     out.print(f"base      {escape(plan.base.location)}{'' if plan.base.local else '  (from the hub)'}", highlight=False)
@@ -88,15 +89,28 @@ def print_plan(plan: Plan) -> None:
     out.print(f"canvases  {buckets} images an epoch", highlight=False)
     table = Table("value", "", "from", box=None, header_style="bold")
     fused = ", fused" if train.fused_optimizer else ""
-    rows: dict[str, object] = {
+    lora: dict[str, object] = {
         "network.rank": plan.network.rank,
-        "network.alpha": plan.network.alpha,
+        "network.alpha": f"{plan.network.alpha:g}",
         "network.dropout": plan.network.dropout,
+        "network.conv_rank": plan.network.conv_rank or "none",
+    }
+    rows: dict[str, object] = {
+        "dataset.resolution": dataset.resolution,
+        "dataset.repeats": dataset.repeats,
+        "dataset.trigger": dataset.trigger or "none",
+        "dataset.background": dataset.background,
+        **(lora if plan.method == "lora" else {}),
         "train.steps": f"{train.steps} = {train.epochs:g} epochs of {train.steps_per_epoch}",
         "train.batch_size": train.batch_size,
         "train.gradient_accumulation": f"{train.gradient_accumulation} (effective batch {train.effective_batch})",
         "train.learning_rate": f"{train.learning_rate:g}",
         "train.text_encoder": train.train_text_encoder,
+        **(
+            {"train.text_encoder_learning_rate": f"{train.text_encoder_learning_rate:g}"}
+            if train.train_text_encoder
+            else {}
+        ),
         "train.optimizer": f"{train.optimizer}{fused}",
         "train.scheduler": train.scheduler,
         "train.warmup_steps": train.warmup_steps,
@@ -104,12 +118,14 @@ def print_plan(plan: Plan) -> None:
         "train.gradient_checkpointing": train.gradient_checkpointing,
         "train.min_snr_gamma": train.min_snr_gamma,
         "train.noise_offset": train.noise_offset,
+        "train.max_grad_norm": train.max_grad_norm,
         "train.caption_dropout": train.caption_dropout,
+        "train.shuffle_caption": train.shuffle_caption,
         "train.save_every_steps": train.save_every_steps or "only at the end",
         "train.seed": train.seed,
         "sample.every_steps": sample.every_steps or "first and last",
         "sample.sampler": f"{sample.sampler}, {sample.steps} steps, guidance {sample.guidance:g}",
-        **{f"kohya.{key}": value for key, value in plan.kohya.items()},
+        **({f"kohya.{key}": value for key, value in plan.kohya.items()} if plan.engine == "kohya" else {}),
     }
     for name, value in rows.items():
         table.add_row(name, _plain(value), escape(plan.sources.get(name, "default")))

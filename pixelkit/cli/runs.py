@@ -8,6 +8,7 @@ import click
 from rich.table import Table
 
 from pixelkit.cli import report
+from pixelkit.errors import StorageError
 from pixelkit.ready import Choices, runs_folder
 from pixelkit.rundir import find_run, list_runs
 
@@ -27,7 +28,10 @@ def list_command(folder: Path | None) -> None:
     """All runs, oldest first: state, base, engine, steps, time."""
     table = Table("run", "state", "base", "engine", "steps", "seconds", box=None, header_style="bold")
     for run in list_runs(runs_folder(Choices(runs=folder))):
-        manifest = run.read_manifest()
+        try:
+            manifest = run.read_manifest()
+        except StorageError:
+            manifest = {"state": "broken manifest"}
         training = manifest.get("training", {})
         base = manifest.get("base", {}).get("name", "")
         cells = (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageColor
 
-from pixelkit.errors import DataError, PresetError, Problem
+from pixelkit.errors import DataError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -128,12 +128,7 @@ def place(pixels: NDArray[np.uint8], canvas: Canvas, background: Color) -> NDArr
 
 def _choose_background(wanted: str, sprites: Sequence[PlannedSprite]) -> Color:
     if wanted != "auto":
-        try:
-            return ImageColor.getrgb(wanted)[:3]
-        except ValueError:
-            raise PresetError(
-                f"[dataset] background = {wanted}: no colour", hint="write #rrggbb, a colour's English name, or auto"
-            ) from None
+        return ImageColor.getrgb(wanted)[:3]
     used: set[Color] = set()
     for sprite in sprites:
         try:
@@ -142,7 +137,7 @@ def _choose_background(wanted: str, sprites: Sequence[PlannedSprite]) -> Color:
             continue  # named by prepare
         used.update(_count_colors(pixels[pixels[..., 3] > 0][None, :, :3]))
     free = [color for color in BACKGROUNDS if color not in used]
-    return free[0] if free else next(color for color in _grey_levels() if color not in used or color == (255, 255, 255))
+    return free[0] if free else next((color for color in _grey_levels() if color not in used), (255, 255, 255))
 
 
 def _grey_levels() -> Iterable[Color]:
@@ -163,11 +158,11 @@ def _flat_names(sprites: Sequence[PlannedSprite], root: Path | None) -> list[str
         relative = (
             sprite.path.relative_to(root) if root and sprite.path.is_relative_to(root) else Path(sprite.path.name)
         )
-        stem = "__".join(relative.with_suffix("").parts)
+        stem = "__".join(relative.with_suffix("").parts)[-80:]  # 80 characters and an ending fit every file system
         name, number = stem, 2
-        while name.lower() in taken:
+        while name.casefold() in taken:
             name, number = f"{stem}-{number}", number + 1
-        taken.add(name.lower())
+        taken.add(name.casefold())
         names.append(name)
     return names
 

@@ -70,15 +70,16 @@ def launch_command(plan: Plan, run: RunDir, *, module: str, arguments: Sequence[
 
 
 def trainer_environment(plan: Plan) -> dict[str, str]:
-    """This process's environment without accelerate's and tqdm's variables, with the profile's and where pixelkit lies."""
+    """The profile's environment, this process's over it without accelerate's and tqdm's variables, and where pixelkit lies."""
     kept = {
         key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "TQDM_", "PYTHONSTARTUP"))
     }
     python_path = [str(PACKAGE.parent), *filter(None, [kept.get("PYTHONPATH", "")])]
     return {
+        **plan.environment,
         **kept,
         "PYTHONPATH": os.pathsep.join(python_path),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONUTF8": "1",  # sd-scripts and what it loads open text files without saying how
         "PYTHONIOENCODING": "utf-8",
-        **plan.environment,
     }

@@ -1,6 +1,5 @@
 """Base models with random weights, a tokenizer without the hub, and small data sets, for tests of the kohya engine."""
 
-
 from __future__ import annotations
 
 import json

@@ -350,13 +350,16 @@ def test_bf16(make: Make) -> None:
     assert all(event["loss"] < 2 for event in control.of("step"))
 
 
-def test_what_does_not_work_is_said(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_work_is_said(
+    make: Make, toys: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     for settings, told in (
         (make(precision="fp16"), "fp16 does not work on a CPU"),
         (make(base=str(tmp_path)), "as a Stable Diffusion pipeline"),
         (make(optimizer="adamw8bit"), "needs bitsandbytes"),
         (make(images=str(tmp_path)), "no PNG files"),
+        (make(output_dir=str(toys.images / "0.png" / "out")), "cannot write to"),
     ):
         forget_accelerator()
         with pytest.raises(PixelkitError, match=told):

@@ -1,6 +1,5 @@
 """The kohya entry through the real `accelerate launch` and the pinned sd-scripts, on bases with random weights."""
 
-
 from __future__ import annotations
 
 import argparse
@@ -344,11 +343,33 @@ def test_sd15_with_the_stock_loader(bench: Bench, sd_scripts: Path, tmp_path: Pa
     base = kohya_bases.make_sd15(tmp_path / "sd15")
     tokenizers = tmp_path / "tokenizers"
     kohya_bases.make_tokenizer(tokenizers / "openai_clip-vit-large-patch14")
-    run = bench.start(base, max_train_steps=2, tokenizer_cache_dir=str(tokenizers))
+    run = bench.start(base, max_train_steps=1, tokenizer_cache_dir=str(tokenizers))
     assert run.finish() == 0
-    assert [event["step"] for event in run.of("sample")] == [0, 2]
+    assert [event["step"] for event in run.of("sample")] == [0, 1]
     assert_lora(bench.out / "hero.safetensors", unet_modules=192)
     assert len(load_file(bench.out / "hero.safetensors")) == 3 * 264
+
+
+def test_script_without_trainer(tmp_path: Path) -> None:
+    (tmp_path / "loop.py").write_text(
+        "import os, sys, time\nprint(sys.argv, 'TQDM_ASCII' in os.environ, flush=True)\ntime.sleep(600)\n"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-m", "pixelkit.engines.kohya.entry", "--script", "loop", "--", "--max_train_steps", "3"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TQDM_ASCII": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert run.stdin is not None
+    assert run.stdout is not None
+    assert run.stdout.readline() == b"['loop.py', '--max_train_steps', '3'] False\n"
+    run.stdin.write(b"stop\n")
+    run.stdin.flush()
+    assert run.stdout.readline() == b'\x1e{"event":"stopped","step":0,"reason":"control"}\n'
+    assert run.wait(timeout=10) == 0
+    run.stdin.close()
+    run.stdout.close()
 
 
 @pytest.mark.skipif(not os.environ.get("PIXELKIT_TEST_SDXL"), reason="18 GB of memory; set PIXELKIT_TEST_SDXL=1")

@@ -148,7 +148,9 @@ def test_stopped_and_resumed_ends_as_a_straight_run(start: Start, tmp_path: Path
 def test_a_killed_trainer_is_told_for_what_it_is(start: Start, tmp_path: Path) -> None:
     process = start("run", QUICKSTART, "--set", "train.steps=5000", *PLAIN)
     run = wait_for_step(tmp_path / "runs", 1)
-    pid = next(json.loads(line)["pid"] for line in (run / "metrics.jsonl").read_text().splitlines() if '"begin"' in line)
+    pid = next(
+        json.loads(line)["pid"] for line in (run / "metrics.jsonl").read_text().splitlines() if '"begin"' in line
+    )
     os.kill(pid, signal.SIGKILL)
     _, err = finish(process, code=7)
     assert re.search("kill", err, re.IGNORECASE), err
@@ -174,7 +176,9 @@ def test_a_loss_that_is_no_number_is_told(start: Start, tmp_path: Path) -> None:
     tensors["conv_in.bias"] = np.full_like(tensors["conv_in.bias"], np.nan)
     save_file(tensors, file, {"format": "pt"})
     settings = (f"base={base}", "family=sd15", "engine=diffusers", "dataset.resolution=64", "train.steps=3")
-    _, err = finish(start("run", QUICKSTART, *(part for value in settings for part in ("--set", value)), *PLAIN), code=7)
+    _, err = finish(
+        start("run", QUICKSTART, *(part for value in settings for part in ("--set", value)), *PLAIN), code=7
+    )
     assert "error (nonfinite)" in err, err
     assert not (only_run(tmp_path) / "export").exists()
 

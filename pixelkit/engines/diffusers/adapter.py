@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from pixelkit.engines.adapter import ACCELERATE, CONFIG, EngineData, launch_command
@@ -22,7 +21,7 @@ OPTIMIZERS = ("adamw", "adamw8bit")
 SCHEDULERS: Mapping[str, str] = {
     "cosine": "cosine",
     "constant": "constant",
-    "constant_with_warmup": "constant",
+    "constant_with_warmup": "constant",  # its warm-up is a number of its own
     "linear": "linear",
 }
 
@@ -119,9 +118,7 @@ def context(plan: Plan, run: RunDir, data: EngineData) -> Mapping[str, Mapping[s
             "sampler": sample.sampler,
         },
         "metadata": {
-            "ss_output_name": plan.name,
             "ss_sd_model_name": plan.base.name,
-            "ss_epoch": str(math.ceil(train.epochs)),
             "modelspec.title": export.title or plan.name,
             **{
                 f"modelspec.{key}": text

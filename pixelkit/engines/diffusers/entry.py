@@ -9,7 +9,6 @@ Exit codes: 0 done or stopped (the events say which), 65 a number stopped being 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,8 +43,6 @@ def main(argv: Sequence[str] | None = None, control: Control | None = None) -> i
 
 def prepare_imports(settings: Settings) -> None:
     """What must be so before torch and peft are imported."""
-    # Threads that wait by spinning make two of them six times slower beside another busy process; asleep they cost 3%.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if settings.train.optimizer != "adamw8bit":
         # peft imports it wherever it is installed: two seconds, and a failure where its CUDA libraries do not fit.
         sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]

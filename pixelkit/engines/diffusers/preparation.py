@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -11,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pixelkit.engines.diffusers.examples import Example, read_pixels
-from pixelkit.errors import EngineError
+from pixelkit.errors import EngineError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +24,16 @@ if TYPE_CHECKING:
 
 class NonFiniteError(Exception):
     """A loss, gradient, weight or latent is NaN or infinite: nothing more is written."""
+
+
+def claim_folder(folder: str) -> None:
+    """Make the output folder, and find out before the training whether it can be written to. Raises StorageError."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StorageError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 def start_accelerator(settings: Settings) -> Accelerator:

@@ -29,6 +29,7 @@ from pixelkit.engines.diffusers.network import Layer, attach_network, export_ten
 from pixelkit.engines.diffusers.preparation import (
     NonFiniteError,
     cache_latents,
+    claim_folder,
     make_optimizer,
     measure_memory,
     prepare_models,
@@ -137,6 +138,7 @@ class Trainer:
     @classmethod
     def prepare(cls, settings: Settings, control: Control, accelerator: Accelerator, *, resume: Path | None) -> Trainer:
         """Load the base, draw its samples, cache latents and texts, put the LoRA in, restore a state."""
+        claim_folder(settings.output_dir)
         device, dtype = accelerator.device, DTYPES[settings.precision]
         torch.manual_seed(settings.seed)
         pipeline = load_pipeline(settings.base, device)
@@ -171,15 +173,9 @@ class Trainer:
         )  # fmt: skip
         if resume is not None:
             trainer.restore(read_state(resume, settings, layers))
-        trainer.batches = islice(trainer.stream_batches(), trainer.step * settings.train.gradient_accumulation, None)
+        done = trainer.step * settings.train.gradient_accumulation
+        trainer.batches = islice(stream_batches(examples, settings), done, None)
         return trainer
-
-    def stream_batches(self) -> Iterator[tuple[int, int, list[int]]]:
-        """(number of the batch from 0, epoch from 1, examples) without end."""
-        numbers = count()
-        for epoch in count():
-            for batch in order_epoch(self.examples, self.settings.dataset, seed=self.settings.seed, epoch=epoch):
-                yield next(numbers), epoch + 1, batch
 
     def take_step(self, step: int) -> None:
         """One optimizer step over `gradient_accumulation` batches, and its event. Raises NonFiniteError."""
@@ -255,7 +251,6 @@ class Trainer:
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             raise NonFiniteError("weights")
         folder = Path(os.path.abspath(self.settings.output_dir))  # noqa: PTH100  (no symlinks resolved)
-        folder.mkdir(parents=True, exist_ok=True)
         name = f"{self.settings.output_name}-step{self.step:08d}"
         path = folder / f"{name if numbered else self.settings.output_name}.safetensors"
         write_tensors(path, tensors, describe_training(self.settings, self.facts, step=self.step, epoch=self.epoch))
@@ -279,6 +274,14 @@ class Trainer:
         self.optimizer.load_state_dict(state.optimizer)
         if state.scaler and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
+
+
+def stream_batches(examples: Sequence[Example], settings: Settings) -> Iterator[tuple[int, int, list[int]]]:
+    """(number of the batch from 0, epoch from 1, indices of examples) without end."""
+    numbers = count()
+    for epoch in count():
+        for batch in order_epoch(examples, settings.dataset, seed=settings.seed, epoch=epoch):
+            yield next(numbers), epoch + 1, batch
 
 
 def scale_learning_rate(train: TrainSettings, step: int) -> float:

@@ -14,7 +14,8 @@ from pixelkit.engines.kohya.options import (
     verify_dataset_config,
 )
 from pixelkit.engines.kohya.rules import check_rules
-from pixelkit.errors import Problem
+from pixelkit.errors import Problem, RenderError
+from pixelkit.toml_text import format_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,24 +53,43 @@ OPTIMIZERS: Mapping[str, str] = {
 }
 SAMPLERS: Mapping[str, str] = {"ddim": "ddim", "euler": "euler", "euler_a": "euler_a", "dpm++": "dpmsolver++"}
 MODELS_HINT = "put it into your models folder (`pixelkit config set models PATH`)"
-# What pixelkit sets itself, because its own care rests on it.
+_GRID = "the sprites' pixel grid rests on it"
+_EXPORT = "set it in [export]"
 # What pixelkit sets itself, because its own care rests on it, and where a preset says it.
 OWNED: Mapping[str, str] = {
     "config_file": "pixelkit renders it",
+    "output_config": "`pixelkit render` writes the configuration",
     "dataset_config": "pixelkit renders it",
     "dataset_class": "pixelkit renders the data set's file",
     "in_json": "pixelkit renders the data set's file",
+    "caption_extension": "captions are .txt files",
+    "caption_extention": "captions are .txt files",
+    "enable_bucket": _GRID,
+    "bucket_no_upscale": _GRID,
+    "bucket_reso_steps": _GRID,
+    "min_bucket_reso": _GRID,
+    "max_bucket_reso": _GRID,
     "save_model_as": "files are safetensors",
-    "base_weights_multiplier": "merge into the base beforehand",
     "output_name": "set name, at the top of the preset",
     "output_dir": "--runs DIR puts runs elsewhere",
     "train_data_dir": "set [dataset] path",
     "reg_data_dir": "set [dataset] class_path",
+    "dataset_repeats": "set [dataset] repeats",
     "resolution": "set [dataset] resolution",
+    "network_train_unet_only": "set [train] text_encoder",
+    "train_text_encoder": "set [train] text_encoder",
+    "stop_text_encoder_training": "set [train] text_encoder",
     "sample_prompts": "set [sample] prompts",
+    "sample_sampler": "set [sample] sampler",
+    "metadata_title": _EXPORT,
+    "metadata_author": _EXPORT,
+    "metadata_description": _EXPORT,
+    "metadata_license": _EXPORT,
+    "metadata_tags": _EXPORT,
     "resume": "`pixelkit resume RUN` does it",
     "pretrained_model_name_or_path": "set base, at the top of the preset",
     "base_weights": "it trains the wrong modules (networks/lora.py:1038); merge into the base beforehand",
+    "base_weights_multiplier": "merge into the base beforehand",
 }
 DIFFUSION = frozenset({"sd15", "sd2", "sdxl"})
 
@@ -96,14 +116,17 @@ def check(plan: Plan, sd_scripts: Path | None) -> list[Problem]:
                 hint='use method = "lora"',
             ),
         ]
-    own = {key: value for key, value in plan.kohya.items() if f"kohya.{key}" in plan.sources}
 
     def where(key: str) -> str:
         return f"{plan.sources[f'kohya.{key}']} [kohya]"
 
-    for key in sorted(own.keys() & OWNED.keys()):
-        problems.append(Problem(where=where(key), what=f"{key}: pixelkit sets this itself", hint=OWNED[key]))
-    problems += check_kohya_table({key: value for key, value in own.items() if key not in OWNED}, script, where)
+    for key, value in plan.kohya.items():
+        if key in OWNED:
+            problems.append(Problem(where=where(key), what=f"{key}: pixelkit sets this itself", hint=OWNED[key]))
+        elif found := check_kohya_table({key: value}, script, where):
+            problems += found
+        else:
+            problems += _check_writable(key, value, where(key))
     if plan.base.spec.local_only and not plan.base.local:
         files = " or ".join(plan.base.spec.files)
         problems.append(Problem(what=f"{plan.base.name} must be a local file: {files}", hint=MODELS_HINT))
@@ -116,9 +139,17 @@ def check(plan: Plan, sd_scripts: Path | None) -> list[Problem]:
                     hint=f'{MODELS_HINT}, or write [kohya] {option} = "/path/to/{file}"',
                 )
             )
-        elif not Path(str(path)).expanduser().is_file():
+        elif not Path(str(path)).is_file():
             problems.append(Problem(where=where(option), what=f"{option} = {path}: no such file"))
     return problems
+
+
+def _check_writable(key: str, value: object, where: str) -> list[Problem]:
+    try:
+        format_value(value)
+    except RenderError as error:
+        return [Problem(where=where, what=f"{key}: {error.message}", hint=error.hint)]
+    return []
 
 
 def _check_checkout(sd_scripts: Path | None) -> list[Problem]:
@@ -156,15 +187,15 @@ def context(plan: Plan, run: RunDir, data: EngineData) -> Mapping[str, Mapping[s
         "output_dir": run.output,
         "save_precision": train.save_precision,
         "v_parameterization": spec.v_parameterization,
-        "files": {key: str(Path(str(plan.kohya.get(key) or plan.base.files[key])).expanduser()) for key in spec.needs},
+        "files": {key: plan.kohya.get(key) or plan.base.files[key] for key in spec.needs},
         "network": _network(plan) if lora else None,
-        "text_encoder_lr": _text_encoder_lr(plan),
+        "text_encoder_rates": _text_encoder_rates(plan),
         "train": train,
         "resolution": f"{plan.dataset.resolution},{plan.dataset.resolution}",
         "cache_text_encoder": train.cache_text_encoder and script != "train_db",
         "long_captions": stock and spec.family in DIFFUSION,
         "prior_weight": plan.dataset.prior_weight if data.class_images and script != "sdxl_train" else None,
-        "optimizer": OPTIMIZERS[train.optimizer],
+        "optimizer": OPTIMIZERS.get(train.optimizer, train.optimizer),
         "optimizer_args": _optimizer_args(plan),
         "diffusion_loss": spec.family in DIFFUSION,
         "no_half_vae": spec.family == "sdxl",
@@ -174,11 +205,11 @@ def context(plan: Plan, run: RunDir, data: EngineData) -> Mapping[str, Mapping[s
         "prompts_file": run.config / PROMPTS if plan.sample.prompts else None,
         "sampler": SAMPLERS[plan.sample.sampler],
         "sample_every_steps": plan.sample.every_steps,
-        "extra": {key: value for key, value in plan.kohya.items() if key not in spec.needs},
+        "extra": _extra(plan),
     }
     dataset = {
         "train": train,
-        "keep_tokens": 1 if plan.dataset.trigger else 0,
+        "keep_tokens": plan.kohya.get("keep_tokens", _count_parts(plan.dataset.trigger)),
         "dataset_resolution": plan.dataset.resolution,
         "bucket_step": spec.bucket_step,
         "min_bucket": min(*sides, plan.dataset.resolution),
@@ -197,24 +228,46 @@ def context(plan: Plan, run: RunDir, data: EngineData) -> Mapping[str, Mapping[s
     return contexts
 
 
+def _extra(plan: Plan) -> Mapping[str, object]:
+    """[kohya] and what profile and base add to it. Lists of arguments come behind pixelkit's own: the last one wins."""
+    own = {"network_args": _conv_args(plan), "optimizer_args": _optimizer_args(plan)}
+    return {
+        key: [*own.get(key, ()), *value] if isinstance(value, list) else value
+        for key, value in plan.kohya.items()
+        if key not in plan.base.spec.needs
+    }
+
+
+def _count_parts(trigger: str) -> int:
+    """Parts between commas: so many stay in front when captions are shuffled."""
+    return len([part for part in trigger.split(",") if part.strip()])
+
+
 def _network(plan: Plan) -> Mapping[str, object]:
     network = plan.network
-    conv = [f"conv_dim={network.conv_rank}", f"conv_alpha={network.conv_alpha:g}"] if network.conv_rank else []
     return {
         "module": NETWORK_MODULES[plan.base.spec.family],
         "rank": network.rank,
         "alpha": network.alpha,
         "dropout": network.dropout,
-        "args": conv,
+        "args": _conv_args(plan),
         "unet_only": not plan.train.train_text_encoder,
     }
 
 
-def _text_encoder_lr(plan: Plan) -> list[float] | None:
-    """train_network takes one rate per text encoder."""
+def _conv_args(plan: Plan) -> list[str]:
+    network = plan.network
+    return [f"conv_dim={network.conv_rank}", f"conv_alpha={network.conv_alpha:g}"] if network.conv_rank else []
+
+
+def _text_encoder_rates(plan: Plan) -> Mapping[str, object]:
+    """The text encoders' learning rates under the names that each script has for them."""
+    rate, sdxl = plan.train.text_encoder_learning_rate, plan.base.spec.family == "sdxl"
     if not plan.train.train_text_encoder:
-        return None
-    return [plan.train.text_encoder_learning_rate] * (2 if plan.base.spec.family == "sdxl" else 1)
+        return {}
+    if plan.method == "lora":
+        return {"text_encoder_lr": [rate] * (2 if sdxl else 1)}
+    return dict.fromkeys(("learning_rate_te1", "learning_rate_te2") if sdxl else ("learning_rate_te",), rate)
 
 
 def _optimizer_args(plan: Plan) -> list[str]:

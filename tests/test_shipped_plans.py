@@ -1,0 +1,81 @@
+"""Each shipped preset on each hardware profile: planned, checked, rendered and verified; and resumed, the same again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pixelkit.catalog import Base, list_bases, list_hardware
+from pixelkit.engines.adapter import EngineData
+from pixelkit.engines.choice import ENGINES
+from pixelkit.engines.kohya import adapter as kohya
+from pixelkit.hardware import Machine
+from pixelkit.pipeline import resolved_preset
+from pixelkit.plan import Plan, absorb_kohya, resolve
+from pixelkit.preset_file import LoadedPreset, load_preset, shipped_presets
+from pixelkit.ready import Ready
+from pixelkit.render import render
+from pixelkit.rundir import RunDir
+from pixelkit.survey import Sprite
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SPRITES = tuple(
+    Sprite(path=Path(f"/s/orc{n}.png"), width=24, height=24 if n % 4 else 32, caption="a sword") for n in range(30)
+)
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> LoadedPreset:
+    return absorb_kohya(load_preset(name, overrides))
+
+
+def plan_on(loaded: LoadedPreset, profile: str, files: Path) -> Plan:
+    spec = list_bases()[loaded.preset.base]
+    hardware = list_hardware()[profile]
+    base = Base(name=loaded.preset.base, spec=spec, location="/m/base", local=True,
+                files={key: str(files) for key in spec.needs})  # fmt: skip
+    memory = hardware.memory_gib or 32
+    machine = Machine(kind=hardware.kind, device="x", memory_gib=memory, available_gib=memory, capability=(9, 0))
+    return resolve(loaded, base, profile, hardware, machine, engine="kohya", sprites=SPRITES, class_sprites=SPRITES[:5])
+
+
+def problems_of(plan: Plan, folder: Path) -> list[str]:
+    found = [problem for problem in kohya.check(plan, None) if "sd-scripts is not found" not in problem.what]
+    data = EngineData(images=Path("/r/i"), class_images=Path("/r/c"), sd_scripts=Path("/sd"))
+    found += kohya.verify(plan, render("kohya", kohya.context(plan, RunDir(path=folder), data), folder).files)
+    return [str(problem) for problem in found if "not installed" not in problem.what]
+
+
+@pytest.mark.parametrize("profile", list_hardware())
+def test_presets_on(profile: str, tmp_path: Path) -> None:
+    for name in shipped_presets():
+        loaded = load(name)
+        if list_bases()[loaded.preset.base].family in list_hardware()[profile].families:
+            assert not problems_of(plan_on(loaded, profile, Path(__file__)), tmp_path), name
+
+
+@pytest.mark.parametrize("profile", list_hardware())
+def test_a_whole_model_on(profile: str, tmp_path: Path) -> None:
+    for base in ("sd15", "sd21", "sdxl", "noobai-vpred"):
+        loaded = load("hero-dreambooth", [f'base="{base}"'])
+        assert not problems_of(plan_on(loaded, profile, Path(__file__)), tmp_path), base
+
+
+@pytest.mark.parametrize("name", shipped_presets())
+def test_what_is_resumed_is_the_same_plan(name: str, tmp_path: Path) -> None:
+    profile = "gb10"
+    loaded = load(name, ["train.max_grad_norm=0.5", 'export.author="Ann \\"Ö\\"\\n#"', "kohya.seed=7", 'kohya.vae="v"'])
+    plan = plan_on(loaded, profile, Path(__file__))
+    file = tmp_path / "resolved.toml"
+    file.write_text(resolved_preset(Ready(loaded=loaded, plan=plan, engine=ENGINES["kohya"], location=None)), "utf-8")
+    again = load(str(file))
+    second = plan_on(again, profile, Path(__file__))
+    named = {"extends": None, "engine": "kohya", "hardware": profile}
+    assert again.preset.model_dump(exclude={"dataset"}) == (loaded.preset.model_dump(exclude={"dataset"}) | named)
+    for field in dataclasses.fields(Plan):
+        if field.name not in {"preset", "sources", "warnings"}:
+            assert getattr(second, field.name) == getattr(plan, field.name), field.name
