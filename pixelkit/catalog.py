@@ -169,8 +169,7 @@ def find_base(name: str, family: Family | None, *, folder: Path, models: Path | 
     check_model(path)
     if path.is_dir() and family == "sd15" and not _has_stock_unet(path):
         spec = spec.model_copy(update={"layout": "diffusers", "engines": ("kohya", "diffusers")})
-    needed = {option: str(found) for option, file in spec.needs.items() if (found := _find_file(models, file))}
-    return Base(name=path.stem, spec=spec, location=str(path), local=True, files=needed)
+    return Base(name=path.stem, spec=spec, location=str(path), local=True, files=_find_needs(spec, models))
 
 
 FAMILY_BASE: Mapping[Family, str] = {"sd15": "sd15", "sd2": "sd21", "sdxl": "sdxl", "sd3": "sd35", "flux": "flux-dev"}
@@ -179,12 +178,16 @@ FAMILY_BASE: Mapping[Family, str] = {"sd15": "sd15", "sd2": "sd21", "sdxl": "sdx
 def _place(name: str, spec: BaseSpec, models: Path | None) -> Base:
     if spec.source.startswith("package:"):
         return Base(name=name, spec=spec, location=str(PACKAGE / spec.source.removeprefix("package:")), local=True)
-    needed = {option: str(path) for option, file in spec.needs.items() if (path := _find_file(models, file))}
+    needed = _find_needs(spec, models)
     for file in spec.files:
         if found := _find_file(models, file):
             check_model(found)
             return Base(name=name, spec=spec, location=str(found), local=True, files=needed)
     return Base(name=name, spec=spec, location=spec.source, local=False, files=needed)
+
+
+def _find_needs(spec: BaseSpec, models: Path | None) -> Mapping[str, str]:
+    return {option: str(path) for option, file in spec.needs.items() if (path := _find_file(models, file))}
 
 
 def _find_file(models: Path | None, file: str) -> Path | None:

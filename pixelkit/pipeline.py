@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import platform
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import tomlkit
 
 from pixelkit import __version__
+from pixelkit.catalog import list_bases
 from pixelkit.dataset import Prepared, prepare
 from pixelkit.diagnosis import diagnose
 from pixelkit.engines.adapter import EngineData
@@ -101,7 +101,7 @@ def resolved_preset(ready: Ready) -> str:
         values["dataset"]["class_path"] = str(
             loaded.resolve_path(loaded.preset.dataset.class_path, "dataset", "class_path")
         )
-    if plan.base.local and loaded.preset.family:
+    if plan.base.local and loaded.preset.base not in list_bases():
         values["base"] = plan.base.location
     tables = {key: values.pop(key) for key in [key for key, value in values.items() if isinstance(value, dict)]}
     return tomlkit.dumps({**values, "engine": plan.engine, "hardware": plan.hardware, **tables})
@@ -261,10 +261,6 @@ def write_configs(ready: Ready, folder: Path) -> Sequence[Path]:
 
 
 def dry_run(ready: Ready) -> str:
-    """The exact command line; everything is rendered and verified, in a folder that is then removed."""
-    root = runs_folder(ready.choices)
-    run = RunDir(path=(root / f"{ready.plan.name}-TIMESTAMP").resolve())
-    with tempfile.TemporaryDirectory() as folder:
-        trial = RunDir(path=Path(folder))
-        render_configs(ready, trial, planned_data(ready, trial))
+    """The exact command line."""
+    run = RunDir(path=(runs_folder(ready.choices) / f"{ready.plan.name}-TIMESTAMP").resolve())
     return ready.engine.command(ready.plan, run, planned_data(ready, run)).shell_line()

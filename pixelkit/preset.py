@@ -61,7 +61,11 @@ class Dataset(_Table):
     """The sprites and how they reach the trainer. Every sprite pixel becomes an exact square block; nothing is resampled."""
 
     path: Annotated[str, Field(description="folder of sprites, relative to the preset; sub-folders are read too")]
-    trigger: Annotated[str, Field(description="trigger words, put before every caption", max_length=200)] = ""
+    trigger: Annotated[
+        str,
+        AfterValidator(lambda words: " ".join(words.split())),
+        Field(description="trigger words, put before every caption", max_length=200),
+    ] = ""
     caption: Annotated[
         str,
         AfterValidator(_only_name),

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from pixelkit.catalog import find_base, list_hardware
 from pixelkit.engines.adapter import EngineData
 from pixelkit.engines.choice import ENGINES, choose_engine
-from pixelkit.errors import EngineError, PixelkitError, RenderError
+from pixelkit.errors import DataError, EngineError, PixelkitError, RenderError
 from pixelkit.hardware import choose_profile, detect_machine
 from pixelkit.paths import EngineLocation, locate_sd_scripts, read_settings, user_path
 from pixelkit.plan import Plan, absorb_kohya, resolve
-from pixelkit.preset_file import LoadedPreset, load_preset
+from pixelkit.preset_file import LoadedPreset, load_preset, shipped_presets
 from pixelkit.render import render
 from pixelkit.rundir import RunDir
 from pixelkit.survey import find_strays, survey_folder
@@ -78,11 +78,7 @@ def make_ready(preset: str, choices: Choices) -> Ready:
     profiles = list_hardware()
     with _written_at(loaded, "hardware"):
         profile_name, _ = choose_profile(wanted.hardware, machine, profiles)
-    folders = {
-        key: loaded.resolve_path(value, "dataset", key)
-        for key, value in (("path", wanted.dataset.path), ("class_path", wanted.dataset.class_path))
-        if value
-    }
+    folders = _find_folders(loaded)
     found = {
         key: survey_folder(folder, what=f"{loaded.where('dataset', key)} {key}") for key, folder in folders.items()
     }
@@ -105,6 +101,26 @@ def make_ready(preset: str, choices: Choices) -> Ready:
     ready = Ready(loaded=loaded, plan=plan, engine=engine, location=location, choices=choices)
     rehearse(ready)
     return ready
+
+
+def _find_folders(loaded: LoadedPreset) -> dict[str, Path]:
+    """The sprites' folder and, where there is one, that of the class images. Raises DataError where they cannot be meant."""
+    written = {"path": loaded.preset.dataset.path, "class_path": loaded.preset.dataset.class_path}
+    folders = {key: loaded.resolve_path(value, "dataset", key) for key, value in written.items() if value}
+    for key, folder in folders.items():
+        file = loaded.origin("dataset", key).file
+        if file and file in shipped_presets().values() and not folder.is_dir():
+            raise DataError(
+                f"{loaded.where('dataset', key)} {key}: the preset {file.stem} comes without sprites",
+                hint=f"`pixelkit presets copy {file.stem} my.toml`, and name your folder there",
+            )
+    path, class_path = folders["path"], folders.get("class_path")
+    if class_path and (path.is_relative_to(class_path) or class_path.is_relative_to(path)):
+        raise DataError(
+            f"{loaded.where('dataset', 'class_path')} class_path = {class_path}: one of path and class_path lies in the other",
+            hint="put the class images into a folder of their own",
+        )
+    return folders
 
 
 def rehearse(ready: Ready) -> None:

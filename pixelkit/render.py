@@ -28,7 +28,7 @@ class Rendered:
 def render(
     engine: str, contexts: Mapping[str, Mapping[str, object]], folder: Path, *, templates: Path | None = None
 ) -> Rendered:
-    """Render templates/ENGINE/NAME.j2 into folder/NAME for every NAME of `contexts`.
+    """Render templates/ENGINE/NAME.j2 (or templates/NAME.j2, which engines share) into folder/NAME for each of `contexts`.
 
     Templates of the same name in `templates` (or `templates`/ENGINE) take the place of the shipped ones. Raises
     RenderError with the template's file and line.
@@ -37,7 +37,7 @@ def render(
         raise RenderError(f"--templates {templates} is not a folder")
     own = [FileSystemLoader([templates / engine, templates])] if templates else []
     environment = SandboxedEnvironment(
-        loader=ChoiceLoader([*own, FileSystemLoader(data_dir("templates") / engine)]),
+        loader=ChoiceLoader([*own, FileSystemLoader([data_dir("templates") / engine, data_dir("templates")])]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -267,7 +267,7 @@ def _start_modelspec(plan: Plan, trained: datetime) -> dict[str, str]:
         title=plan.name,
         resolution=plan.dataset.resolution,
         date=trained,
-        v_prediction=plan.base.spec.v_parameterization,
+        v_prediction=bool(plan.kohya.get("v_parameterization", plan.base.spec.v_parameterization)),
     )
 
 
@@ -287,6 +287,7 @@ def _describe_run(
             **dataclasses.asdict(plan.train),
             "resolution": plan.dataset.resolution,
             "repeats": plan.dataset.repeats,
+            "kohya": dict(plan.kohya),
         },
         metrics=metrics,
         trigger_words=tuple(word.strip() for word in plan.dataset.trigger.split(",") if word.strip()),

@@ -123,6 +123,19 @@ def test_a_child_may_say_epochs_where_its_parent_says_steps() -> None:
     assert "24 = 2 epochs" in result.output and result.exit_code == 0
 
 
+def test_a_shipped_preset_has_no_sprites() -> None:
+    result = check('extends = "style"\nname = "x"\nbase = "pixelkit-tiny"\n')
+    assert result.exit_code == 4
+    assert "pixelkit presets copy style" in result.output
+
+
+@pytest.mark.parametrize("class_path", [".", "sprites", "sprites/class"])
+def test_class_images_among_the_sprites(class_path: str) -> None:
+    result = check(TOP + DATA + f'class_path = "{class_path}"\n')
+    assert result.exit_code == 4
+    assert "p.toml:5 [dataset] class_path" in result.output
+
+
 class TestFolders:
     def sprites(self, output: str) -> int:
         line = next(line for line in output.splitlines() if line.startswith("sprites"))

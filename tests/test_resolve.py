@@ -146,6 +146,11 @@ def test_a_caption_is_one_line(tmp_path: Path) -> None:
     assert made.dataset.sprites[0].caption == "a cat and a dog"
 
 
+def test_samples_have_a_size_that_can_be_drawn(tmp_path: Path) -> None:
+    made = plan(tmp_path, base="pixelkit-tiny", images=sprites((26, 18)))
+    assert made.sample.width % 8 == 0 and made.sample.height % 8 == 0
+
+
 def test_a_whole_model_needs_more_memory(tmp_path: Path) -> None:
     file = "[train]\nbatch_size = 1\n"
     lora, whole = plan(tmp_path, file, base="sd15"), plan(tmp_path, file, base="sd15", method="dreambooth")
@@ -180,8 +185,9 @@ def test_old_cards_have_no_bf16(tmp_path: Path) -> None:
 
 def test_sprites_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        plan(tmp_path, images=sprites((32, 32), (4000, 300), (1200, 1200)))
-    assert [problem.where for problem in caught.value.problems] == ["orc_1.png", "orc_2.png"]
+        plan(tmp_path, images=sprites((32, 32), (4000, 300), (1200, 1200), (4000, 300)))
+    assert [problem.where for problem in caught.value.problems] == ["orc_1.png and 1 more:", "orc_2.png"]
+    assert "p.toml:5 [dataset] path: 3 of 4 sprites do not fit" in str(caught.value)
 
 
 def test_a_family_the_machine_cannot_train(tmp_path: Path) -> None:

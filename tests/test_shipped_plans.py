@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pixelkit.catalog import Base, list_bases, list_hardware
-from pixelkit.engines.adapter import EngineData
+from pixelkit.engines.adapter import EngineData, trainer_environment
 from pixelkit.engines.choice import ENGINES
 from pixelkit.engines.kohya import adapter as kohya
 from pixelkit.hardware import Machine
@@ -24,6 +24,7 @@ from pixelkit.survey import Sprite
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+BASES, HARDWARE = list_bases(), list_hardware()
 SPRITES = tuple(
     Sprite(path=Path(f"/s/orc{n}.png"), width=24, height=24 if n % 4 else 32, caption="a sword") for n in range(30)
 )
@@ -34,8 +35,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> LoadedPreset:
 
 
 def plan_on(loaded: LoadedPreset, profile: str, files: Path) -> Plan:
-    spec = list_bases()[loaded.preset.base]
-    hardware = list_hardware()[profile]
+    spec = BASES[loaded.preset.base]
+    hardware = HARDWARE[profile]
     base = Base(name=loaded.preset.base, spec=spec, location="/m/base", local=True,
                 files={key: str(files) for key in spec.needs})  # fmt: skip
     memory = hardware.memory_gib or 32
@@ -50,15 +51,15 @@ def problems_of(plan: Plan, folder: Path) -> list[str]:
     return [str(problem) for problem in found if "not installed" not in problem.what]
 
 
-@pytest.mark.parametrize("profile", list_hardware())
+@pytest.mark.parametrize("profile", HARDWARE)
 def test_presets_on(profile: str, tmp_path: Path) -> None:
     for name in shipped_presets():
         loaded = load(name)
-        if list_bases()[loaded.preset.base].family in list_hardware()[profile].families:
+        if BASES[loaded.preset.base].family in HARDWARE[profile].families:
             assert not problems_of(plan_on(loaded, profile, Path(__file__)), tmp_path), name
 
 
-@pytest.mark.parametrize("profile", list_hardware())
+@pytest.mark.parametrize("profile", HARDWARE)
 def test_a_whole_model_on(profile: str, tmp_path: Path) -> None:
     for base in ("sd15", "sd21", "sdxl", "noobai-vpred"):
         loaded = load("hero-dreambooth", [f'base="{base}"'])
@@ -79,3 +80,15 @@ def test_what_is_resumed_is_the_same_plan(name: str, tmp_path: Path) -> None:
     for field in dataclasses.fields(Plan):
         if field.name not in {"preset", "sources", "warnings"}:
             assert getattr(second, field.name) == getattr(plan, field.name), field.name
+
+
+def test_what_the_environment_says_wins_over_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_on(load("style"), "gb10", Path(__file__))
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    assert trainer_environment(plan)["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
+    monkeypatch.setenv("TQDM_ASCII", "1")
+    environment = trainer_environment(plan)
+    assert environment["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:64"
+    assert "TQDM_ASCII" not in environment
+    assert environment["PYTHONUTF8"] == "1"

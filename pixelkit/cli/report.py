@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pixelkit.plan import Plan
     from pixelkit.ship import Shipment
 
+MOST_PROBLEMS = 100
+
 
 def stdout() -> Console:
     """For tables that are the command's answer; wide where nobody looks, so that no cell is cut."""
@@ -34,10 +36,12 @@ def stderr() -> Console:
 
 
 def print_error(error: PixelkitError) -> None:
-    """Every finding on a line of its own, then what is wrong and what to do."""
+    """Every finding on a line of its own (of very many the first), then what is wrong and what to do."""
     console = stderr()
-    for problem in error.problems:
+    for problem in error.problems[:MOST_PROBLEMS]:
         console.print(escape(str(problem)), highlight=False)
+    if more := len(error.problems[MOST_PROBLEMS:]):
+        console.print(f"... and {more} more", highlight=False)
     label = f"error ({error.kind})" if isinstance(error, TrainingError) else "error"
     console.print(f"[bold red]{label}:[/] {escape(error.message)}", highlight=False)
     if error.hint:

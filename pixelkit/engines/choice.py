@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from pixelkit.engines.diffusers import adapter as diffusers
 from pixelkit.engines.kohya import adapter as kohya
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pixelkit.preset import EngineChoice
 
 EngineName = Literal["kohya", "diffusers"]
-ENGINES: Mapping[EngineName, Engine] = {"kohya": cast("Engine", kohya), "diffusers": cast("Engine", diffusers)}
+ENGINES: Mapping[EngineName, Engine] = {"kohya": kohya, "diffusers": diffusers}
 GET_KOHYA = (
     "in a clone of pixelkit: `git submodule update --init`; "  # noqa: S608 - git's words, not SQL's
     "elsewhere: `git clone https://github.com/kohya-ss/sd-scripts`, "

@@ -22,16 +22,19 @@ FEW_SPRITES = 10
 def plan_dataset(
     resolver: Resolver, base: Base, sprites: Sequence[Sprite], class_sprites: Sequence[Sprite]
 ) -> DatasetPlan:
-    """Raises DataError that names every sprite that does not fit."""
+    """Raises DataError that names each size of sprite that does not fit."""
     preset = resolver.loaded.preset.dataset
     resolution = resolver.settle("dataset.resolution", (base.spec.resolution, resolver.base_name))
-    problems: list[Problem] = []
+    unfit: dict[tuple[int, int], tuple[DataError, list[str]]] = {}
     canvases: dict[tuple[int, int], Canvas] = {}
 
     def plan_sprites(found: Sequence[Sprite], prompt: str | None, trigger: str) -> tuple[PlannedSprite, ...]:
         planned = []
         for sprite in found:
             size = (sprite.width, sprite.height)
+            if size in unfit:
+                unfit[size][1].append(sprite.path.name)
+                continue
             try:
                 if size not in canvases:
                     canvases[size] = fit_canvas(
@@ -42,7 +45,7 @@ def plan_dataset(
                         scale=preset.scale,
                     )
             except DataError as error:
-                problems.append(Problem(where=sprite.path.name, what=error.message, hint=error.hint))
+                unfit[size] = (error, [sprite.path.name])
                 continue
             caption = prompt or sprite.caption or preset.caption.replace("{name}", words_of(sprite.path))
             # sd-scripts reads one line of a caption file
@@ -52,8 +55,15 @@ def plan_dataset(
 
     planned = plan_sprites(sprites, preset.instance_prompt, "" if preset.instance_prompt else preset.trigger)
     class_planned = plan_sprites(class_sprites, preset.class_prompt, "")
-    if problems:
-        raise DataError(f"{len(problems)} sprites do not fit", problems=problems)
+    if unfit:
+        problems = [
+            Problem(where=_name_some(names), what=error.message, hint=error.hint) for error, names in unfit.values()
+        ]
+        count = sum(len(names) for _, names in unfit.values())
+        where = resolver.loaded.where("dataset", "path")
+        raise DataError(
+            f"{where} path: {count} of {len(sprites) + len(class_sprites)} sprites do not fit", problems=problems
+        )
     seen = Counter(dict.fromkeys(canvases.values(), 0))
     for sprite in planned:
         seen[sprite.canvas] += preset.repeats
@@ -75,6 +85,10 @@ def plan_dataset(
         prior_weight=preset.prior_weight,
         buckets=count_buckets(seen),
     )
+
+
+def _name_some(names: Sequence[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more:" if len(names) > 1 else names[0]
 
 
 def _with_trigger(trigger: str, caption: str) -> str:

@@ -275,9 +275,14 @@ def _plan_sample(resolver: Resolver, base: Base, dataset: DatasetPlan, train: Tr
         guidance=float(resolver.settle("sample.guidance", (base.spec.sample.guidance, resolver.base_name))),
         seed=preset.seed,
         sampler=resolver.settle("sample.sampler", (base.spec.sample.sampler, resolver.base_name)),
-        width=resolver.settle("sample.width", (canvas[0], "the most common canvas")),
-        height=resolver.settle("sample.height", (canvas[1], "the most common canvas")),
+        width=resolver.settle("sample.width", (_drawable(canvas[0]), "the most common canvas")),
+        height=resolver.settle("sample.height", (_drawable(canvas[1]), "the most common canvas")),
     )
+
+
+def _drawable(side: int) -> int:
+    """Pictures are drawn only in multiples of 8 pixels."""
+    return math.ceil(side / 8) * 8
 
 
 def _warn_ranges(resolver: Resolver, base: Base) -> None:

@@ -154,6 +154,7 @@ def build_scheduler() -> DDIMScheduler:
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
         clip_sample=False,
+        steps_offset=1,  # diffusers asks for it; trailing timesteps have no offset
     )
 
 

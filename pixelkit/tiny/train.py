@@ -1,4 +1,4 @@
-"""Trains the small base model on sprites of the painter and writes a diffusers pipeline, fp16, about 12 MB.
+"""Trains the small base model on sprites of the painter and writes a diffusers pipeline, fp16, below 20 MB.
 
     python -m pixelkit.tiny.train --out pixelkit/tiny/weights
 
