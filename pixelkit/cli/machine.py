@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 
 import click
-from rich.table import Table
 
 from pixelkit.catalog import list_hardware
 from pixelkit.cli import report
@@ -35,26 +34,25 @@ PACKAGES = (
 @click.command()
 def doctor() -> None:
     """What is installed, where the engine is and at which commit, which GPU; what to type for what is missing."""
-    table = Table(box=None, show_header=False)
-    table.add_row("python", platform.python_version())
+    rows = [("python", platform.python_version())]
     missing = []
     for name in PACKAGES:
         version = _version(name)
-        table.add_row(name, f"{version or 'not installed'}{_torch_build() if name == 'torch' and version else ''}")
+        rows.append((name, f"{version or 'not installed'}{_torch_build() if name == 'torch' and version else ''}"))
         if version is None and name not in {"bitsandbytes", "xformers"}:
             missing.append(name)
-    table.add_row("machine", str(detect_machine()))
+    rows.append(("machine", str(detect_machine())))
     found = locate_sd_scripts()
     if found is None:
-        table.add_row("sd-scripts", f"not found; {GET_KOHYA}")
+        rows.append(("sd-scripts", f"not found; {GET_KOHYA}"))
     elif not (found.path / "train_network.py").is_file():
-        table.add_row("sd-scripts", f"{found.path} ({found.named_by}) holds no train_network.py; {GET_KOHYA}")
+        rows.append(("sd-scripts", f"{found.path} ({found.named_by}) holds no train_network.py; {GET_KOHYA}"))
     else:
         commit = recognise_commit(found.path) or "unknown commit"
         changed = list_changed_files(found.path)
         state = f"; differs from the pinned {ENGINE_COMMIT[:8]} in {', '.join(changed)}" if changed else ", as pinned"
-        table.add_row("sd-scripts", f"{found.path} ({found.named_by}) at {commit}{state}")
-    report.stdout().print(table)
+        rows.append(("sd-scripts", f"{found.path} ({found.named_by}) at {commit}{state}"))
+    report.print_table(rows)
     if missing:
         click.echo(f"to train, install what is missing ({', '.join(missing)}): pip install 'pixelkit[train]'")
 
@@ -86,25 +84,21 @@ def hardware(wanted: str) -> None:
     profiles = list_hardware()
     name, reason = choose_profile(wanted, machine, profiles)
     profile = profiles[name]
-    out = report.stdout()
-    out.print(f"found    {machine}", highlight=False)
-    out.print(f"profile  {name}: {profile.title} ({reason})", highlight=False)
     fused = ", fused" if profile.fused_optimizer else ""
-    out.print(
-        f"chooses  precision {profile.precision}, optimizer {profile.optimizer}{fused}, {profile.workers} data workers",
-        highlight=False,
+    click.echo(f"found    {machine}")
+    click.echo(f"profile  {name}: {profile.title} ({reason})")
+    click.echo(
+        f"chooses  precision {profile.precision}, optimizer {profile.optimizer}{fused}, {profile.workers} data workers"
     )
-    table = Table(
-        "family", "batch size", "gradient checkpointing", "compile", "further options", box=None, header_style="bold"
-    )
+    rows = []
     for family, settings in profile.families.items():
         above = settings.checkpointing_above
         checkpointing = "off" if above is None else "on" if above == 0 else f"on above batch {above}"
         if settings.unchecked_needs_gib:
             checkpointing += f", or with less than {settings.unchecked_needs_gib:g} GiB free"
         further = ", ".join(f"{key} = {value}" for key, value in {**profile.kohya, **settings.kohya}.items())
-        table.add_row(family, str(settings.batch_size), checkpointing, "on" if settings.compile else "off", further)
-    out.print(table)
+        rows.append((family, settings.batch_size, checkpointing, "on" if settings.compile else "off", further))
+    report.print_table(rows, header=("family", "batch size", "gradient checkpointing", "compile", "further options"))
     click.echo(f"profiles: {', '.join(profiles)}")
 
 

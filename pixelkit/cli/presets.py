@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 
 import click
-from rich.markup import escape
-from rich.table import Table
 
 from pixelkit.cli import report
 from pixelkit.errors import PresetError, did_you_mean
@@ -27,10 +25,10 @@ def presets() -> None:
 @presets.command("list")
 def list_presets() -> None:
     """All shipped presets: name, base, what each trains."""
-    table = Table("preset", "base", "trains", box=None, header_style="bold")
-    for name, path in shipped_presets().items():
-        table.add_row(name, load_preset(str(path)).preset.base, escape(_first_comment(path)))
-    report.stdout().print(table)
+    rows = [
+        (name, load_preset(str(path)).preset.base, _first_comment(path)) for name, path in shipped_presets().items()
+    ]
+    report.print_table(rows, header=("preset", "base", "trains"))
 
 
 @presets.command()

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from pixelkit.errors import PixelkitError, TrainingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from pixelkit.pipeline import Watcher
@@ -25,27 +21,25 @@ if TYPE_CHECKING:
 MOST_PROBLEMS = 100
 
 
-def stdout() -> Console:
-    """For tables that are the command's answer; wide where nobody looks, so that no cell is cut."""
-    return Console(file=sys.stdout, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
-
-
-def stderr() -> Console:
-    """For everything beside the answer."""
-    return Console(file=sys.stderr, soft_wrap=True)
+def print_table(rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> None:
+    """Rows in aligned columns on standard output. (rich would do it too, and take longer to load than `check` to run.)"""
+    cells = [[_plain(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, *([header] if header else []), strict=True)]
+    for row in ([list(header)] if header else []) + cells:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        click.echo(click.style(line, bold=True) if row == list(header) else line)
 
 
 def print_error(error: PixelkitError) -> None:
     """Every finding on a line of its own (of very many the first), then what is wrong and what to do."""
-    console = stderr()
     for problem in error.problems[:MOST_PROBLEMS]:
-        console.print(escape(str(problem)), highlight=False)
+        click.echo(problem, err=True)
     if more := len(error.problems[MOST_PROBLEMS:]):
-        console.print(f"... and {more} more", highlight=False)
+        click.echo(f"... and {more} more", err=True)
     label = f"error ({error.kind})" if isinstance(error, TrainingError) else "error"
-    console.print(f"[bold red]{label}:[/] {escape(error.message)}", highlight=False)
+    click.echo(f"{click.style(f'{label}:', fg='red', bold=True)} {error.message}", err=True)
     if error.hint:
-        console.print(escape(error.hint), highlight=False)
+        click.echo(error.hint, err=True)
 
 
 @contextmanager
@@ -64,34 +58,24 @@ def watching() -> Iterator[Watcher]:
 
 def print_shipment(shipment: Shipment) -> None:
     """What came out, on standard error; the model's path as the last line of standard output."""
-    console = stderr()
     for line in shipment.summary:
-        console.print(escape(line), highlight=False)
+        click.echo(line, err=True)
     click.echo(shipment.model)
 
 
 def print_plan(plan: Plan) -> None:
     """The plan as a table: value, and where it comes from."""
-    out = stdout()
     dataset, train, sample = plan.dataset, plan.train, plan.sample
-    out.print(
-        f"[bold]{escape(plan.name)}[/]: {plan.method} on {plan.base.name} ({escape(plan.base.spec.title)}) "
-        f"with the {plan.engine} engine",
-        highlight=False,
-    )
-    out.print(f"base      {escape(plan.base.location)}{'' if plan.base.local else '  (from the hub)'}", highlight=False)
-    out.print(f"hardware  {plan.hardware}: {escape(str(plan.machine))}", highlight=False)
     sizes = sorted({(s.canvas.sprite_width, s.canvas.sprite_height, s.canvas.scale) for s in dataset.sprites})
-    shown = ", ".join(f"{width}x{height} x{scale}" for width, height, scale in sizes[:4]) + (
-        ", ..." if len(sizes) > 4 else ""
-    )
-    buckets = ", ".join(f"{bucket.width}x{bucket.height}: {bucket.images}" for bucket in dataset.buckets[:6])
+    shown = [f"{width}x{height} x{scale}" for width, height, scale in sizes[:4]] + ["..."] * (len(sizes) > 4)
     class_images = f", {len(dataset.class_sprites)} class images" if dataset.class_sprites else ""
-    out.print(
-        f"sprites   {len(dataset.sprites)} from {escape(str(dataset.source))} ({shown}){class_images}", highlight=False
-    )
-    out.print(f"canvases  {buckets} images an epoch", highlight=False)
-    table = Table("value", "", "from", box=None, header_style="bold")
+    buckets = ", ".join(f"{bucket.width}x{bucket.height}: {bucket.images}" for bucket in dataset.buckets[:6])
+    title = f"{plan.method} on {plan.base.name} ({plan.base.spec.title}) with the {plan.engine} engine"
+    click.echo(f"{click.style(plan.name, bold=True)}: {title}")
+    click.echo(f"base      {plan.base.location}{'' if plan.base.local else '  (from the hub)'}")
+    click.echo(f"hardware  {plan.hardware}: {plan.machine}")
+    click.echo(f"sprites   {len(dataset.sprites)} from {dataset.source} ({', '.join(shown)}){class_images}")
+    click.echo(f"canvases  {buckets} images an epoch")
     fused = ", fused" if train.fused_optimizer else ""
     lora: dict[str, object] = {
         "network.rank": plan.network.rank,
@@ -131,26 +115,25 @@ def print_plan(plan: Plan) -> None:
         "sample.sampler": f"{sample.sampler}, {sample.steps} steps, guidance {sample.guidance:g}",
         **({f"kohya.{key}": value for key, value in plan.kohya.items()} if plan.engine == "kohya" else {}),
     }
-    for name, value in rows.items():
-        table.add_row(name, _plain(value), escape(plan.sources.get(name, "default")))
-    out.print(table)
-    out.print(
+    table = [(name, value, plan.sources.get(name, "default")) for name, value in rows.items()]
+    print_table(table, header=("value", "", "from"))
+    click.echo(
         f"memory    about {plan.memory_gib:.1f} GiB expected (computed), "
-        f"{plan.machine.available_gib:.1f} of {plan.machine.memory_gib:.1f} GiB free",
-        highlight=False,
+        f"{plan.machine.available_gib:.1f} of {plan.machine.memory_gib:.1f} GiB free"
     )
     for warning in plan.warnings:
-        out.print(f"[yellow]warning[/]   {escape(warning)}", highlight=False)
+        click.echo(f"{click.style('warning', fg='yellow')}   {warning}")
 
 
 def print_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """A manifest, its nested values as JSON."""
-    out = stdout()
-    out.print(escape(str(path)), highlight=False)
+    click.echo(path)
     for key, value in manifest.items():
         text = json.dumps(value) if isinstance(value, dict | list) else str(value)
-        out.print(f"[bold]{key}[/]  {escape(text)}", highlight=False)
+        click.echo(f"{click.style(key, bold=True)}  {text}")
 
 
 def _plain(value: object) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else escape(str(value))
+    if value is None:
+        return ""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

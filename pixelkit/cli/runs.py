@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.table import Table
 
 from pixelkit.cli import report
 from pixelkit.errors import StorageError
@@ -26,7 +25,7 @@ def runs() -> None:
 @RUNS
 def list_command(folder: Path | None) -> None:
     """All runs, oldest first: state, base, engine, steps, time."""
-    table = Table("run", "state", "base", "engine", "steps", "seconds", box=None, header_style="bold")
+    rows = []
     for run in list_runs(runs_folder(Choices(runs=folder))):
         try:
             manifest = run.read_manifest()
@@ -34,16 +33,9 @@ def list_command(folder: Path | None) -> None:
             manifest = {"state": "broken manifest"}
         training = manifest.get("training", {})
         base = manifest.get("base", {}).get("name", "")
-        cells = (
-            run.path.name,
-            manifest.get("state"),
-            base,
-            manifest.get("engine"),
-            training.get("last_step"),
-            training.get("seconds"),
-        )
-        table.add_row(*("" if cell is None else str(cell) for cell in cells))
-    report.stdout().print(table)
+        done = training.get("last_step"), training.get("seconds")
+        rows.append((run.path.name, manifest.get("state"), base, manifest.get("engine"), *done))
+    report.print_table(rows, header=("run", "state", "base", "engine", "steps", "seconds"))
 
 
 @runs.command()
