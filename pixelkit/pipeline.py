@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import platform
 import sys
 import time
@@ -20,7 +21,7 @@ from pixelkit.dataset import Prepared, prepare
 from pixelkit.diagnosis import diagnose
 from pixelkit.engines.adapter import EngineData
 from pixelkit.engines.kohya.options import recognise_commit
-from pixelkit.errors import DataError, Interrupted, PixelkitError, RenderError, StorageError, TrainingError
+from pixelkit.errors import DataError, EngineError, Interrupted, PixelkitError, RenderError, StorageError, TrainingError
 from pixelkit.launch import Exit, launch
 from pixelkit.paths import write_atomically
 from pixelkit.ready import Choices, Ready, make_ready, runs_folder
@@ -62,6 +63,7 @@ def planned_data(ready: Ready, run: RunDir) -> EngineData:
 def run_preset(preset: str, choices: Choices, watcher: Watcher) -> Shipment:
     """The whole line. Raises PixelkitError; what was trained until then stays in the run's directory."""
     ready = make_ready(preset, choices)
+    require_trainer()
     run = create_run(
         runs_folder(choices),
         ready.plan.name,
@@ -70,6 +72,15 @@ def run_preset(preset: str, choices: Choices, watcher: Watcher) -> Shipment:
         resolved=resolved_preset(ready),
     )
     return carry_out(ready, run, watcher)
+
+
+def require_trainer() -> None:
+    """Raises EngineError where only the light part of pixelkit is installed: enough to check, not to train."""
+    missing = [name for name in ("torch", "accelerate", "diffusers", "peft") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise EngineError(
+            f"not installed: {', '.join(missing)}", hint="training needs them: pip install 'pixelkit[train]'"
+        )
 
 
 def resume_run(name: str, choices: Choices, watcher: Watcher) -> Shipment:
@@ -88,6 +99,7 @@ def resume_run(name: str, choices: Choices, watcher: Watcher) -> Shipment:
         sd_scripts=Path(sd_scripts) if sd_scripts else None, templates=Path(templates) if templates else None
     )
     ready = make_ready(str(run.resolved), stored)
+    require_trainer()
     return carry_out(ready, run, watcher, resume=True)
 
 

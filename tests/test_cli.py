@@ -44,6 +44,7 @@ def preset(tmp_path: Path) -> Path:
 def _no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIXELKIT_SD_SCRIPTS", raising=False)
     monkeypatch.setattr("pixelkit.ready.locate_sd_scripts", lambda _explicit=None: None)
+    monkeypatch.setattr("pixelkit.pipeline.require_trainer", lambda: None)
 
 
 def test_check_prints_the_plan_with_sources(preset: Path) -> None:
@@ -223,3 +224,14 @@ def test_what_is_made_from_the_code_is_up_to_date(file: str) -> None:
 
     files = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))["FILES"]
     assert (ROOT / file).read_text("utf-8") == files[ROOT / file](), "run `uv run python docs/make_reference.py`"
+
+
+def test_without_a_trainer_run_says_what_to_install(
+    preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = call("run", str(preset), "--engine", "diffusers", "--runs", str(tmp_path / "runs"))
+    assert "pip install 'pixelkit[train]'" in says(result)
+    assert result.exit_code == 5
+    assert not (tmp_path / "runs").exists()

@@ -12,6 +12,7 @@ from PIL import Image
 from pixelkit.evaluate.palette import Color, measure_adherence
 from pixelkit.evaluate.sheet import Column, Row, draw_sheet
 
+TOLERANCE = 5.0  # CIEDE2000: a sampled picture is never exact to the colour; within 5 it is plainly the same one
 SMALL = 256  # pictures up to this width leave room for a third column
 
 
@@ -45,7 +46,8 @@ def collect_samples(events: Iterable[Mapping[str, object]]) -> Samples:
 def measure_samples(samples: Samples, palette: Sequence[Color]) -> tuple[float, float] | None:
     """The share of pixels in the palette with the base and at the last step: means over the prompts that both show.
 
-    None where there is nothing to compare, or a picture cannot be read.
+    In the palette is what lies within TOLERANCE of one of its colours. None where there is nothing to
+    compare, or a picture cannot be read.
     """
     if not palette or 0 not in samples or len(samples) < 2:
         return None
@@ -84,7 +86,7 @@ def draw_samples(
 
 def _measure(path: Path, palette: Sequence[Color]) -> float:
     with Image.open(path) as picture:
-        return measure_adherence(picture, palette)
+        return measure_adherence(picture, palette, TOLERANCE)
 
 
 def _is_small(pictures: Mapping[int, Picture]) -> bool:
