@@ -204,7 +204,8 @@ def _train(ready: Ready, run: RunDir, command: Command, watcher: Watcher) -> Non
     )
     resume = f"`pixelkit resume {run.path}` goes on from the last saved state" if _last_state(run) else ""
     if result.reason == "stopped":
-        raise Interrupted(f"stopped after step {result.last_step}; weights and state are saved", hint=resume)
+        saved = "weights and state are saved" if resume else "nothing to resume from was saved"
+        raise Interrupted(f"stopped after step {result.last_step}; {saved}", hint=resume)
     if result.reason == "killed":
         raise Interrupted(f"killed after step {result.last_step}", hint=resume)
     model = run.model(ready.plan.name)

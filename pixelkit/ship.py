@@ -24,7 +24,7 @@ from converters.tensors import FLOATS, Tensor, read_file
 from pixelkit import __version__
 from pixelkit.errors import ShipError, TrainingError
 from pixelkit.evaluate.curve import collect_progress, draw_curve, measure_loss
-from pixelkit.evaluate.samples import collect_samples, draw_samples, measure_samples
+from pixelkit.evaluate.samples import collect_samples, draw_samples, find_samples, measure_samples
 from pixelkit.paths import write_atomically
 
 if TYPE_CHECKING:
@@ -182,6 +182,7 @@ def ship(plan: Plan, run: RunDir, *, palette: Sequence[Color], fingerprint: str)
     exports, remarks = _export(plan, source, run.export, trained)
     events = list(run.read_metrics())
     samples, progress = collect_samples(events), collect_progress(events)
+    samples = samples or find_samples(run.output / "sample", plan.sample.prompts, plan.sample.seed)
     shares = measure_samples(samples, palette)
     metrics: dict[str, float | None] = {
         "fid": None,

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pixelkit.evaluate.curve import choose_ticks, collect_progress, draw_curve, measure_loss, read_progress, smooth
 from pixelkit.evaluate.drawing import ACCENT, PAGE, Typeface
-from pixelkit.evaluate.samples import collect_samples, draw_samples, measure_samples
+from pixelkit.evaluate.samples import collect_samples, draw_samples, find_samples, measure_samples
 from pixelkit.evaluate.sheet import Column, Row, draw_sheet, enlarge
 
 if TYPE_CHECKING:
@@ -169,3 +169,15 @@ def test_samples_are_compared_where_both_are_there(tmp_path: Path) -> None:
     assert draw_samples({0: samples[0]}, title="t", subtitle="s", palette=[], shares=None) is None
     red.write_bytes(b"broken")
     assert measure_samples(samples, [RED]) is None
+
+
+def test_samples_of_a_script_without_events_are_found_by_name(tmp_path: Path) -> None:
+    for name in (
+        "hero_e000000_00_20260101000000_42",
+        "hero_000120_00_20260101000000_42",
+        "hero_e000003_00_20260101000000_42",
+    ):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    found = find_samples(tmp_path, ["a knight"], 42)
+    assert sorted(found) == [0, 120]
+    assert (found[120][0].prompt, found[120][0].seed) == ("a knight", 42)

@@ -51,7 +51,9 @@ class Engine(Protocol):
         ...
 
 
-def launch_command(plan: Plan, run: RunDir, *, module: str, arguments: Sequence[str], cwd: Path) -> Command:
+def launch_command(
+    plan: Plan, run: RunDir, *, module: str, arguments: Sequence[str], cwd: Path, obeys_control: bool = True
+) -> Command:
     """`accelerate launch` of an entry module, with an environment scrubbed of what changes or breaks a trainer."""
     threads = plan.machine.cores if plan.device in {"cpu", "mps"} else min(4, plan.machine.cores)
     argv = (
@@ -66,7 +68,7 @@ def launch_command(plan: Plan, run: RunDir, *, module: str, arguments: Sequence[
         module,
         *arguments,
     )
-    return Command(argv=argv, env=trainer_environment(plan), cwd=cwd)
+    return Command(argv=argv, env=trainer_environment(plan), cwd=cwd, obeys_control=obeys_control)
 
 
 def trainer_environment(plan: Plan) -> dict[str, str]:

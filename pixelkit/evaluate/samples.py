@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pixelkit.evaluate.palette import Color, measure_adherence
 from pixelkit.evaluate.sheet import Column, Row, draw_sheet
 
 TOLERANCE = 5.0  # CIEDE2000: a sampled picture is never exact to the colour; within 5 it is plainly the same one
+_SAMPLE_NAME = re.compile(r"_(?P<epoch>e?)(?P<number>\d{6,})_(?P<index>\d{2,})_\d{14}(?:_\d+)?\.png$")
 SMALL = 256  # pictures up to this width leave room for a third column
 
 
@@ -40,6 +42,23 @@ def collect_samples(events: Iterable[Mapping[str, object]]) -> Samples:
             prompt = str(event.get("prompt") or "")
             picture = Picture(prompt=prompt, seed=seed if isinstance(seed, int) else None, path=Path(path))
             found.setdefault(step, {})[index] = picture
+    return found
+
+
+def find_samples(folder: Path, prompts: Sequence[str], first_seed: int) -> Samples:
+    """The samples that a script without events left in its folder, named NAME_{step|eEPOCH}_{index}_{time}_{seed}.png.
+
+    Source: sd-scripts, library/train_util.py:6576. Of those named by epochs only epoch 0, the base, is taken.
+    """
+    found: dict[int, dict[int, Picture]] = {}
+    for path in sorted(folder.glob("*.png")):
+        name = _SAMPLE_NAME.search(path.name)
+        if not name or (name["epoch"] and int(name["number"])) or int(name["index"]) >= len(prompts):
+            continue
+        index = int(name["index"])
+        found.setdefault(int(name["number"]), {})[index] = Picture(
+            prompt=prompts[index], seed=first_seed + index, path=path
+        )
     return found
 
 

@@ -91,6 +91,8 @@ OWNED: Mapping[str, str] = {
     "base_weights": "it trains the wrong modules (networks/lora.py:1038); merge into the base beforehand",
     "base_weights_multiplier": "merge into the base beforehand",
 }
+# Scripts without a trainer class to watch: they draw no last picture by themselves, and are read from their bar.
+PLAIN = frozenset({"train_db", "sdxl_train"})
 DIFFUSION = frozenset({"sd15", "sd2", "sdxl"})
 
 
@@ -204,7 +206,7 @@ def context(plan: Plan, run: RunDir, data: EngineData) -> Mapping[str, Mapping[s
         "metadata": _metadata(plan),
         "prompts_file": run.config / PROMPTS if plan.sample.prompts else None,
         "sampler": SAMPLERS[plan.sample.sampler],
-        "sample_every_steps": plan.sample.every_steps,
+        "sample_every_steps": plan.sample.every_steps or (train.steps if script in PLAIN else 0),
         "extra": _extra(plan),
     }
     dataset = {
@@ -339,4 +341,11 @@ def command(plan: Plan, run: RunDir, data: EngineData, *, resume: Path | None = 
     arguments += ["--config_file", str(run.config / CONFIG), "--dataset_config", str(run.config / DATASET)]
     if resume:
         arguments += ["--resume", str(resume)]
-    return launch_command(plan, run, module="pixelkit.engines.kohya.entry", arguments=arguments, cwd=data.sd_scripts)
+    return launch_command(
+        plan,
+        run,
+        module="pixelkit.engines.kohya.entry",
+        arguments=arguments,
+        cwd=data.sd_scripts,
+        obeys_control=script not in PLAIN,
+    )
