@@ -88,15 +88,15 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """32x32 latents, three levels, attention at 16x16 and 8x8; random weights."""
+    """32x32 latents, four levels; attention at 16x16, 8x8 and, between down and up, 4x4; random weights."""
     return UNet2DConditionModel(
         sample_size=SIZE,
         in_channels=4,
         out_channels=4,
-        block_out_channels=(48, 96, 160),
+        block_out_channels=(48, 96, 160, 128),
         layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=2,  # the number of heads, as in SD1.5
         cross_attention_dim=WIDTH,
         # The words' gist goes to every block beside the time: with cross-attention alone, a small model takes ten
