@@ -43,7 +43,7 @@ def test_base_says_where_it_comes_from(name: str) -> None:
     assert spec.licence
     assert spec.resolution % spec.bucket_step == 0
     step = {"sd15": 64, "sd2": 64, "sdxl": 32, "sd3": 32, "flux": 64}[spec.family]
-    assert spec.bucket_step == (4 if name == "pixelkit-tiny" else step)
+    assert spec.bucket_step == (8 if name == "pixelkit-tiny" else step)
     text = (data_dir("presets") / "bases" / f"{name}.toml").read_text("utf-8")
     assert name == "pixelkit-tiny" or "# Computed, not measured" in text
 
@@ -211,7 +211,7 @@ def test_v_prediction_bases() -> None:
     for name in ("sd35", "sd35-large"):
         assert bases[name].needs.keys() == {"clip_l", "clip_g", "t5xxl"}
     tiny = bases["pixelkit-tiny"]
-    assert (tiny.resolution, tiny.bucket_step, tiny.latent_scale, tiny.source) == (32, 4, 1, "package:tiny/weights")
+    assert (tiny.resolution, tiny.bucket_step, tiny.latent_scale, tiny.source) == (32, 8, 1, "package:tiny/weights")
     assert {name for name, spec in bases.items() if spec.stands_alone} == {"pixelkit-tiny"}
     for name in ("tiny-sd", "pixelkit-tiny"):
         assert (bases[name].layout, bases[name].engines) == ("diffusers", ("kohya", "diffusers"))
