@@ -21,11 +21,10 @@ from pixelkit.dataset import Prepared, prepare
 from pixelkit.diagnosis import diagnose
 from pixelkit.engines.adapter import EngineData
 from pixelkit.engines.kohya.options import recognise_commit
-from pixelkit.errors import DataError, EngineError, Interrupted, PixelkitError, RenderError, StorageError, TrainingError
+from pixelkit.errors import DataError, EngineError, Interrupted, PixelkitError, StorageError, TrainingError
 from pixelkit.launch import Exit, launch
 from pixelkit.paths import write_atomically
-from pixelkit.ready import Choices, Ready, make_ready, runs_folder
-from pixelkit.render import Rendered, render
+from pixelkit.ready import Choices, Ready, make_ready, planned_data, render_configs, runs_folder
 from pixelkit.rundir import RunDir, create_run, find_run, now
 from pixelkit.ship import Shipment, inspect_weights, ship
 
@@ -43,21 +42,6 @@ class Watcher:
 
     on_prepared: Callable[[int, int], None] = lambda _done, _total: None
     on_event: Callable[[Event], None] = lambda _event: None
-
-
-def render_configs(ready: Ready, run: RunDir, data: EngineData) -> Rendered:
-    """Steps 7 and 8: render the engine's files and read them back. Raises RenderError with every finding."""
-    contexts = ready.engine.context(ready.plan, run, data)
-    rendered = render(ready.plan.engine, contexts, run.config, templates=ready.choices.templates)
-    if problems := ready.engine.verify(ready.plan, rendered.files):
-        raise RenderError("what was rendered is not what the trainer understands", problems=problems)
-    return rendered
-
-
-def planned_data(ready: Ready, run: RunDir) -> EngineData:
-    """Where the prepared images will lie, before they do: for `render` and `--dry-run`."""
-    class_images = run.dataset / "class" if ready.plan.dataset.class_sprites else None
-    return EngineData(images=run.dataset / "sprites", class_images=class_images, sd_scripts=ready.sd_scripts)
 
 
 def run_preset(preset: str, choices: Choices, watcher: Watcher) -> Shipment:

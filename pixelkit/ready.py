@@ -18,7 +18,7 @@ from pixelkit.hardware import choose_profile, detect_machine
 from pixelkit.paths import EngineLocation, locate_sd_scripts, read_settings, user_path
 from pixelkit.plan import Plan, absorb_kohya, resolve
 from pixelkit.preset_file import LoadedPreset, load_preset, shipped_presets
-from pixelkit.render import render
+from pixelkit.render import Rendered, render
 from pixelkit.rundir import RunDir
 from pixelkit.survey import find_strays, survey_folder
 
@@ -130,13 +130,23 @@ def rehearse(ready: Ready) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(path=Path(folder))
-        class_images = run.dataset if ready.plan.dataset.class_sprites else None
-        data = EngineData(images=run.dataset, class_images=class_images, sd_scripts=ready.sd_scripts)
-        contexts = ready.engine.context(ready.plan, run, data)
-        rendered = render(ready.plan.engine, contexts, run.config, templates=ready.choices.templates)
-        if problems := ready.engine.verify(ready.plan, rendered.files):
-            named = [replace(problem, where=problem.where.replace(f"{run.config}{os.sep}", "")) for problem in problems]
-            raise RenderError("what was rendered is not what the trainer understands", problems=named)
+        render_configs(ready, run, planned_data(ready, run))
+
+
+def render_configs(ready: Ready, run: RunDir, data: EngineData) -> Rendered:
+    """Steps 7 and 8: render the engine's files and read them back. Raises RenderError with every finding."""
+    contexts = ready.engine.context(ready.plan, run, data)
+    rendered = render(ready.plan.engine, contexts, run.config, templates=ready.choices.templates)
+    if problems := ready.engine.verify(ready.plan, rendered.files):
+        named = [replace(problem, where=problem.where.replace(f"{run.config}{os.sep}", "")) for problem in problems]
+        raise RenderError("what was rendered is not what the trainer understands", problems=named)
+    return rendered
+
+
+def planned_data(ready: Ready, run: RunDir) -> EngineData:
+    """Where the prepared images will lie, before they do: for what is rendered and not trained."""
+    class_images = run.dataset / "class" if ready.plan.dataset.class_sprites else None
+    return EngineData(images=run.dataset / "sprites", class_images=class_images, sd_scripts=ready.sd_scripts)
 
 
 @contextmanager

@@ -27,9 +27,7 @@ subprocess.CalledProcessError: Command '['/bin/python', '-m', 'kohya.entry']' re
 
 
 def traceback(*ends: str, joint: str = "During handling of the above exception, another exception occurred:") -> str:
-    block = (
-        'Traceback (most recent call last):\n  File "/engine/train_network.py", line 1, in <module>\n    x()\n'
-    )
+    block = 'Traceback (most recent call last):\n  File "/engine/train_network.py", line 1, in <module>\n    x()\n'
     return f"\n\n{joint}\n\n".join(block + end for end in ends) + "\n"
 
 

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pixelkit.evaluate.curve import choose_ticks, collect_progress, draw_curve, measure_loss, read_progress, smooth
+from pixelkit.evaluate.curve import choose_ticks, collect_progress, draw_curve, measure_loss, smooth
 from pixelkit.evaluate.drawing import ACCENT, PAGE, Typeface
 from pixelkit.evaluate.samples import collect_samples, draw_samples, find_samples, measure_samples
 from pixelkit.evaluate.sheet import Column, Row, draw_sheet, enlarge
+from pixelkit.rundir import RunDir
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,7 +134,7 @@ def test_without_a_loss_there_is_no_curve() -> None:
 def test_metrics_are_read_line_by_line(tmp_path: Path) -> None:
     lines = [json.dumps(step(2, 0.5)), "cut off {", "[]", json.dumps(step(1, 0.9)), json.dumps(step(2, 0.4)), ""]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    progress = read_progress(tmp_path / "metrics.jsonl")
+    progress = collect_progress(RunDir(path=tmp_path).read_metrics())
     assert progress.steps.tolist() == [1, 2]
     assert progress.loss.tolist() == [0.9, 0.4]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,7 +14,6 @@ from pixelkit.evaluate.drawing import ACCENT, BRIGHT, FAINT, PAGE, PANEL, RULE, 
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
 Floats = NDArray[np.float64]
 WIDTH, HEIGHT, RATE_HEIGHT = 1100, 420, 110
@@ -31,12 +29,6 @@ class Progress:
     loss: Floats
     rate: Floats
     saves: tuple[int, ...]
-
-
-def read_progress(metrics: Path) -> Progress:
-    """The steps of a metrics.jsonl, in order; lines that are no JSON are passed over. Raises OSError."""
-    events = [_read_line(line) for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines()]
-    return collect_progress(event for event in events if event)
 
 
 def collect_progress(events: Iterable[dict[str, object]]) -> Progress:
@@ -218,14 +210,6 @@ def _write_head(draw: ImageDraw.ImageDraw, title: str, progress: Progress, mean:
     if progress.saves:
         small.write(draw, (WIDTH - _RIGHT, 54), "checkpoint", FAINT, anchor="ra")
         draw_mark(draw, WIDTH - _RIGHT - small.measure("checkpoint") - 12, 67)
-
-
-def _read_line(line: str) -> dict[str, object]:
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _as_number(value: object) -> float:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # ARGPARSE_OPTNAME_TO_CONFIG_OPTNAME (config_util.py): the names that differ from those in a dataset file
 _RENAMED = {"batch_size": "train_batch_size", "num_repeats": "dataset_repeats"}
 
+LORA = frozenset({"train_network", "sdxl_train_network", "flux_train_network", "sd3_train_network"})
+
 
 def has_module(name: str) -> bool:
     """Whether the package can be imported, without importing it."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pixelkit.engines.kohya.effective import Effective, Rule
+from pixelkit.engines.kohya.effective import LORA, Effective, Rule
 
-LORA = frozenset({"train_network", "sdxl_train_network", "flux_train_network", "sd3_train_network"})
 SDXL = frozenset({"sdxl_train_network", "sdxl_train"})
 DEFAULT_RANK = 4  # networks/lora.py, create_network, where network_dim is not given
 # network modules made for one family; networks.lora and what is not named here serves SD1.x, SD2.x and SDXL

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ast
 
-from pixelkit.engines.kohya.effective import Effective, Rule
+from pixelkit.engines.kohya.effective import LORA, Effective, Rule
 
-LORA = frozenset({"train_network", "sdxl_train_network", "flux_train_network", "sd3_train_network"})
 # train_util.py:5265; the names that transformers knows besides get arguments that they do not take
 SCHEDULERS = frozenset(
     {
