@@ -141,6 +141,16 @@ def list_hardware() -> dict[str, HardwareProfile]:
     }
 
 
+def find_spec(name: str) -> BaseSpec:
+    """What suits a base of the catalogue, or a family, wherever its files are. Raises CatalogError."""
+    bases = list_bases()
+    known: dict[str, BaseSpec] = {str(family): bases[base] for family, base in FAMILY_BASE.items()}
+    known |= bases
+    if name not in known:
+        raise CatalogError(f"no base is called {name}", hint=did_you_mean(name, known) or f"there are {', '.join(bases)}")
+    return known[name]
+
+
 def find_base(name: str, family: Family | None, *, folder: Path, models: Path | None) -> Base:
     """A base by its catalogue name, by path (relative to `folder`) or by hub id; the latter two need `family`.
 

@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,9 @@ import tomlkit
 
 from pixelkit import __version__
 from pixelkit.catalog import list_bases
-from pixelkit.dataset import Prepared, prepare
+from pixelkit.dataset.make import Making
+from pixelkit.dataset.prepare import Prepared, describe_color, prepare
 from pixelkit.diagnosis import diagnose
-from pixelkit.engines.adapter import EngineData
 from pixelkit.engines.kohya.options import recognise_commit
 from pixelkit.errors import DataError, EngineError, Interrupted, PixelkitError, StorageError, TrainingError
 from pixelkit.launch import Exit, launch
@@ -27,13 +27,17 @@ from pixelkit.paths import write_atomically
 from pixelkit.ready import Choices, Ready, make_ready, planned_data, render_configs, runs_folder
 from pixelkit.rundir import RunDir, create_run, find_run, now
 from pixelkit.ship import Shipment, inspect_weights, ship
+from pixelkit.sources.prepared import CLASS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from pixelkit.catalog import Base
+    from pixelkit.plan import DatasetPlan
     from pixelkit.process import Command
     from pixelkit.progress import Event
+
+LATENTS = ".latents"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,18 +110,18 @@ def resolved_preset(ready: Ready) -> str:
 def carry_out(ready: Ready, run: RunDir, watcher: Watcher, *, resume: bool = False) -> Shipment:
     """Steps 6 to 13 in a run directory; its manifest tells every state and how it ended."""
     try:
-        begun_with = run.read_manifest().get("dataset", {}).get("fingerprint") if resume else None
+        begun_with = run.read_manifest().get("dataset", {}) if resume else {}
         run.update(**_record(ready))
         run.enter("preparing")
-        prepared = prepare(ready.plan.dataset, run.dataset, on_progress=watcher.on_prepared)
-        if begun_with not in {None, prepared.fingerprint}:
+        prepared = prepare_images(ready.plan.dataset, run.dataset, on_progress=watcher.on_prepared)
+        if any(begun_with.get(key, now_is) != now_is for key, now_is in identify(prepared).items()):
             raise DataError(
                 f"the sprites or captions in {ready.plan.dataset.source} are not those this run began with",
                 hint="start a new run",
             )
         run.update(dataset=_describe_dataset(ready, prepared))
         if not (resume and _is_trained(ready, run)):
-            data = EngineData(images=prepared.images, class_images=prepared.class_images, sd_scripts=ready.sd_scripts)
+            data = planned_data(ready, run, latents_folder(ready, prepared))
             render_configs(ready, run, data)
             command = ready.engine.command(ready.plan, run, data, resume=_last_state(run) if resume else None)
             write_atomically(run.command, command.shell_line() + "\n")
@@ -146,6 +150,49 @@ def carry_out(ready: Ready, run: RunDir, watcher: Watcher, *, resume: bool = Fal
         run.enter("failed", reason=str(error))
         raise StorageError(f"{error.filename or run.path}: {error.strerror or error}") from error
     return shipment
+
+
+def prepare_images(
+    plan: DatasetPlan, folder: Path, on_progress: Callable[[int, int], None] = lambda _done, _total: None
+) -> Prepared:
+    """The sprites into `folder`, the class images into a set within it, on the same background."""
+    count, total = len(plan.sprites), len(plan.sprites) + len(plan.class_sprites)
+    making = Making(background=plan.background, alpha=plan.alpha)
+    prepared = prepare(plan.sprites, folder, making, on_progress=lambda done, _: on_progress(done, total))
+    if not plan.class_sprites:
+        return prepared
+    classes = prepare(
+        plan.class_sprites,
+        folder / CLASS,
+        replace(making, background=describe_color(prepared.background), alpha="flatten"),
+        on_progress=lambda done, _: on_progress(count + done, total),
+    )
+    return replace(
+        prepared,
+        fingerprint=sha256_of(prepared.fingerprint, classes.fingerprint),
+        captions=sha256_of(prepared.captions, classes.captions),
+    )
+
+
+def identify(prepared: Prepared) -> dict[str, str]:
+    """What makes two sets the same to a trainer."""
+    return {"fingerprint": prepared.fingerprint, "captions": prepared.captions}
+
+
+def latents_folder(ready: Ready, prepared: Prepared) -> Path:
+    """Named by all that changes latents, so that no run ever reads stale ones and the next run with the same data reads these."""
+    plan = ready.plan
+    base = Path(plan.base.location)
+    files = sorted(base.rglob("*.*")) if base.is_dir() else [base] if plan.base.local else []
+    changed = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    vae = plan.kohya.get("vae"), plan.kohya.get("no_half_vae"), plan.train.precision
+    name = sha256_of(prepared.fingerprint, plan.engine, plan.method, plan.base.location, repr(changed), repr(vae))[:20]
+    return runs_folder(ready.choices).resolve() / LATENTS / name
+
+
+def sha256_of(*texts: str) -> str:
+    """One hash of several texts."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def hash_model(base: Base) -> str | None:
@@ -243,8 +290,9 @@ def _describe_dataset(ready: Ready, prepared: Prepared) -> dict[str, object]:
         "source": str(dataset.source),
         "sprites": len(dataset.sprites),
         "class_images": len(dataset.class_sprites),
-        "background": "#{:02x}{:02x}{:02x}".format(*prepared.background),
+        "background": describe_color(prepared.background),
         "fingerprint": prepared.fingerprint,
+        "captions": prepared.captions,
     }
 
 

@@ -37,6 +37,12 @@ def _colour(name: str) -> str:
     return name
 
 
+def _cells(size: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size):
+        raise ValueError("write width x height of one cell, as 32x32")
+    return size
+
+
 def _only_name(text: str) -> str:
     """{name} is all that a caption may hold in braces: anything else would be trained as it stands."""
     for word in re.findall(r"\{(\w+)\}", text):
@@ -76,6 +82,26 @@ class Dataset(_Table):
         AfterValidator(_colour),
         Field(description="colour under transparent pixels: #rrggbb, or auto = one that occurs in no sprite"),
     ] = "auto"
+    alpha: Annotated[
+        Literal["flatten", "mask"],
+        Field(description="flatten = train on the background too; mask = the loss counts only where the sprite is"),
+    ] = "flatten"
+    sheet: Annotated[
+        str | None,
+        AfterValidator(_cells),
+        Field(description="the images are sheets with cells of this size, as 32x32; empty cells are left out"),
+    ] = None
+    grid: Annotated[
+        int | None,
+        Field(
+            description="pixels of a file per sprite pixel, for art that was enlarged; default: found in the pixels",
+            ge=1,
+            le=256,
+        ),
+    ] = None
+    repair: Annotated[
+        bool, Field(description="snap blurred, compressed or unevenly enlarged art to its pixel grid")
+    ] = False
     resolution: Annotated[
         int | None,
         Field(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixelkit.catalog import find_base, list_hardware
-from pixelkit.engines.adapter import EngineData
+from pixelkit.engines.adapter import EngineData, Subset
 from pixelkit.engines.choice import ENGINES, choose_engine
 from pixelkit.errors import DataError, EngineError, PixelkitError, RenderError
 from pixelkit.hardware import choose_profile, detect_machine
@@ -20,7 +20,8 @@ from pixelkit.plan import Plan, absorb_kohya, resolve
 from pixelkit.preset_file import LoadedPreset, load_preset, shipped_presets
 from pixelkit.render import Rendered, render
 from pixelkit.rundir import RunDir
-from pixelkit.survey import find_strays, survey_folder
+from pixelkit.sources import Reading, survey
+from pixelkit.sources.prepared import CLASS, subset_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,8 +80,10 @@ def make_ready(preset: str, choices: Choices) -> Ready:
     with _written_at(loaded, "hardware"):
         profile_name, _ = choose_profile(wanted.hardware, machine, profiles)
     folders = _find_folders(loaded)
+    reading = _read_how(loaded)
     found = {
-        key: survey_folder(folder, what=f"{loaded.where('dataset', key)} {key}") for key, folder in folders.items()
+        key: survey(folder, what=f"{loaded.where('dataset', key)} {key}", reading=reading)
+        for key, folder in folders.items()
     }
     plan = resolve(
         loaded,
@@ -89,9 +92,8 @@ def make_ready(preset: str, choices: Choices) -> Ready:
         profiles[profile_name],
         machine,
         engine=engine_name,
-        sprites=found["path"],
-        class_sprites=found.get("class_path", ()),
-        remarks=[remark for folder in folders.values() for remark in find_strays(folder)],
+        survey=found["path"],
+        class_survey=found.get("class_path"),
     )
     engine = ENGINES[engine_name]
     if problems := engine.check(plan, location.path if location else None):
@@ -101,6 +103,12 @@ def make_ready(preset: str, choices: Choices) -> Ready:
     ready = Ready(loaded=loaded, plan=plan, engine=engine, location=location, choices=choices)
     rehearse(ready)
     return ready
+
+
+def _read_how(loaded: LoadedPreset) -> Reading:
+    dataset = loaded.preset.dataset
+    cells = dataset.sheet.split("x") if dataset.sheet else None
+    return Reading(sheet=(int(cells[0]), int(cells[1])) if cells else None, grid=dataset.grid, repair=dataset.repair)
 
 
 def _find_folders(loaded: LoadedPreset) -> dict[str, Path]:
@@ -143,10 +151,17 @@ def render_configs(ready: Ready, run: RunDir, data: EngineData) -> Rendered:
     return rendered
 
 
-def planned_data(ready: Ready, run: RunDir) -> EngineData:
-    """Where the prepared images will lie, before they do: for what is rendered and not trained."""
-    class_images = run.dataset / "class" if ready.plan.dataset.class_sprites else None
-    return EngineData(images=run.dataset / "sprites", class_images=class_images, sd_scripts=ready.sd_scripts)
+def planned_data(ready: Ready, run: RunDir, latents: Path | None = None) -> EngineData:
+    """Where the prepared images lie, or will lie."""
+    dataset = ready.plan.dataset
+    repeats = sorted({sprite.repeats for sprite in dataset.sprites})
+    return EngineData(
+        root=run.dataset,
+        images=tuple(Subset(folder=run.dataset / subset_folder(number, repeats), repeats=number) for number in repeats),
+        class_images=run.dataset / CLASS / subset_folder(1, {1}) if dataset.class_sprites else None,
+        latents=latents or run.path / "latents",
+        sd_scripts=ready.sd_scripts,
+    )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -42,8 +43,8 @@ def sd_scripts() -> Path:
 
 @pytest.fixture(scope="session")
 def crawl_tiles() -> Path:
-    """3,120 real CC0 sprites beside the project; not needed, used where found."""
-    folder = TESTS.parent.parent / "shared" / "data" / "crawl-tiles"
-    if not folder.is_dir():
-        pytest.skip("no crawl tiles beside the project")
-    return folder
+    """Thousands of real sprites; not needed, used where found."""
+    folder = os.environ.get("PIXELKIT_TILES") or TESTS.parent.parent / "shared" / "data" / "crawl-tiles"
+    if not Path(folder).is_dir():
+        pytest.skip("no folder of real sprites (PIXELKIT_TILES)")
+    return Path(folder)

@@ -17,7 +17,7 @@ from pixelkit.render import render
 
 TABLES: dict[str, Any] = {
     "base": "C:\\models\\a \"b\"", "output_dir": "runs/x/output", "output_name": "hero", "seed": 7, "precision": "bf16",
-    "dataset": {"images": "d", "class_images": "", "repeats": 2, "caption_dropout": 0.1, "batch_size": 4, "workers": 0},
+    "dataset": {"images": ["d"], "repeats": [2], "class_images": "", "caption_dropout": 0.1, "batch_size": 4, "workers": 0},
     "network": {"rank": 8, "alpha": 4, "dropout": 0.0, "conv_rank": 0, "conv_alpha": 1.0, "train_text_encoder": False},
     "train": {
         "steps": 100, "gradient_accumulation": 1, "learning_rate": 1e-4, "text_encoder_learning_rate": 5e-5,
@@ -42,7 +42,9 @@ def text(tmp_path: Path) -> str:
 def test_template_carries_every_value(text: str) -> None:
     settings = parse_settings(text)
     assert isinstance(settings, Settings)
-    expected = {**TABLES, "sample": {**TABLES["sample"], "prompts": tuple(TABLES["sample"]["prompts"])}}
+    lists = {"dataset": ("images", "repeats"), "sample": ("prompts",)}
+    changed = {table: {key: tuple(TABLES[table][key]) for key in keys} for table, keys in lists.items()}
+    expected = {**TABLES, **{table: {**TABLES[table], **values} for table, values in changed.items()}}
     assert asdict(settings) == expected
     assert isinstance(settings.network.alpha, float)
     assert isinstance(settings.train.min_snr_gamma, float)
@@ -104,9 +106,9 @@ def dataset(**changes: Any) -> DatasetSettings:
     return DatasetSettings(**{**TABLES["dataset"], "batch_size": 2, **changes})
 
 
-def some_examples(plain: int, wide: int, classes: int) -> list[Example]:
+def some_examples(plain: int, wide: int, classes: int, *, repeats: int = 1) -> list[Example]:
     def make(size: tuple[int, int], name: str, *, is_class: bool) -> Example:
-        return Example(path=Path(name), caption=name, size=size, is_class=is_class)
+        return Example(path=Path(name), caption=name, size=size, is_class=is_class, repeats=1 if is_class else repeats)
 
     return [
         *(make((16, 16), f"a{i}", is_class=False) for i in range(plain)),
@@ -116,26 +118,21 @@ def some_examples(plain: int, wide: int, classes: int) -> list[Example]:
 
 
 def test_epoch_holds_each_image_in_batches_of_one_size() -> None:
-    examples = some_examples(3, 2, 0)
-    epochs = [order_epoch(examples, dataset(repeats=3), seed=1, epoch=epoch) for epoch in range(2)]
+    examples = some_examples(3, 2, 0, repeats=3)
+    epochs = [order_epoch(examples, dataset(), seed=1, epoch=epoch) for epoch in range(2)]
     for batches in epochs:
         assert sorted(index for batch in batches for index in batch) == sorted([0, 1, 2, 3, 4] * 3)
         assert all(len({examples[index].size for index in batch}) == 1 and len(batch) <= 2 for batch in batches)
         assert len(batches) == 5 + 3  # 9 plain and 6 wide ones, in twos
     assert epochs[0] != epochs[1]
-    assert epochs[0] == order_epoch(examples, dataset(repeats=3), seed=1, epoch=0)
-    assert epochs[0] != order_epoch(examples, dataset(repeats=3), seed=2, epoch=0)
+    assert epochs[0] == order_epoch(examples, dataset(), seed=1, epoch=0)
+    assert epochs[0] != order_epoch(examples, dataset(), seed=2, epoch=0)
 
 
 def test_class_images_are_as_many_as_training_images_and_take_turns() -> None:
-    examples = some_examples(3, 0, 5)
+    examples = some_examples(3, 0, 5, repeats=1)
     drawn = [
-        [
-            index
-            for batch in order_epoch(examples, dataset(repeats=1), seed=1, epoch=epoch)
-            for index in batch
-            if index > 2
-        ]
+        [index for batch in order_epoch(examples, dataset(), seed=1, epoch=epoch) for index in batch if index > 2]
         for epoch in range(5)
     ]
     assert [len(indices) for indices in drawn] == [3] * 5
@@ -145,7 +142,7 @@ def test_class_images_are_as_many_as_training_images_and_take_turns() -> None:
 def test_images_are_read_unchanged_and_checked(tmp_path: Path) -> None:
     Image.new("RGB", (16, 8), (255, 0, 128)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text(" a thing\n", "utf-8")
-    found = find_examples(dataset(images=str(tmp_path)), multiple=8)
+    found = find_examples(dataset(images=(str(tmp_path),), repeats=(2,)), multiple=8)
     assert [(example.caption, example.size) for example in found] == [("a thing", (16, 8))]
     pixels = read_pixels(found, workers=0)[0]
     assert pixels.shape == (3, 8, 16)
@@ -156,16 +153,16 @@ def test_images_are_read_unchanged_and_checked(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "c.png")
     (tmp_path / "d.png").write_bytes(b"no png")
     with pytest.raises(DataError) as caught:
-        find_examples(dataset(images=str(tmp_path)), multiple=8)
+        find_examples(dataset(images=(str(tmp_path),), repeats=(2,)), multiple=8)
     assert [Path(problem.where).name for problem in caught.value.problems] == ["b.png", "c.png", "d.png"]
     with pytest.raises(DataError, match="no PNG files"):
-        find_examples(dataset(images=str(tmp_path / "none")), multiple=8)
+        find_examples(dataset(images=(str(tmp_path / "none"),), repeats=(2,)), multiple=8)
 
 
 def test_hidden_colours_do_not_get_through(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (255, 0, 255, 0)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("a")
-    found = find_examples(dataset(images=str(tmp_path)), multiple=8)
+    found = find_examples(dataset(images=(str(tmp_path),), repeats=(2,)), multiple=8)
     with pytest.raises(DataError, match="see-through"):
         read_pixels(found, workers=1)
 

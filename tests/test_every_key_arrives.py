@@ -15,7 +15,7 @@ import pytest
 import toml
 
 from pixelkit.catalog import Base, list_bases, list_hardware
-from pixelkit.engines.adapter import EngineData
+from pixelkit.engines.adapter import EngineData, Subset
 from pixelkit.engines.diffusers import adapter as diffusers
 from pixelkit.engines.kohya import adapter as kohya
 from pixelkit.hardware import Machine
@@ -25,7 +25,7 @@ from pixelkit.preset import Preset
 from pixelkit.preset_file import load_preset
 from pixelkit.render import render
 from pixelkit.rundir import RunDir
-from pixelkit.survey import Sprite
+from pixelkit.sources import Sprite, Survey
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,9 +67,10 @@ KEYS: dict[str, Key] = {
                            diffusers={"metadata modelspec.trigger_phrase": "pix, el"}),
     "dataset.caption": Key(value='"a {name}!"', lands={"plan bare": "a bow!"}),
     "dataset.background": Key(value='"#102030"', lands={"plan dataset.background": "#102030"}),
+    "dataset.alpha": Key(value='"mask"', lands={"plan dataset.alpha": "mask", "subset alpha_mask": True}),
     "dataset.resolution": Key(value="1024", lands={"config resolution": "1024,1024", "dataset resolution": [1024, 1024]}),
     "dataset.scale": Key(value="4", lands={"plan scale": 4}),
-    "dataset.repeats": Key(value="3", lands={"subset num_repeats": 3}, diffusers={"dataset repeats": 3}),
+    "dataset.repeats": Key(value="3", lands={"subset num_repeats": 3}, diffusers={"dataset repeats": [3]}),
     "dataset.class_path": Key(value='"c"', lands={"class image_dir": "/r/class", "class is_reg": True},
                               diffusers={"dataset class_images": "/r/class"}),
     "dataset.instance_prompt": Key(value='"sks dog"', lands={"plan caption": "sks dog", "plan bare": "sks dog"}),
@@ -138,8 +139,22 @@ KEYS: dict[str, Key] = {
                               diffusers={"metadata modelspec.description": "D"}),
 }  # fmt: skip
 # What no trainer reads: it chooses base, script and profile, or shipping reads it (tests/test_ship.py).
-ELSEWHERE = {"extends", "base", "family", "method", "engine", "hardware", "kohya", "export.formats", "export.strength"}
-REFUSED_BY_DIFFUSERS = {"train.optimizer", "train.shuffle_caption", "train.clip_skip"}
+# What decides how the source is read stands in tests/test_survey.py and tests/test_grids.py.
+ELSEWHERE = {
+    "dataset.sheet",
+    "dataset.grid",
+    "dataset.repair",
+    "extends",
+    "base",
+    "family",
+    "method",
+    "engine",
+    "hardware",
+    "kohya",
+    "export.formats",
+    "export.strength",
+}
+REFUSED_BY_DIFFUSERS = {"dataset.alpha", "train.optimizer", "train.shuffle_caption", "train.clip_skip"}
 
 
 def test_the_table_is_complete() -> None:
@@ -168,8 +183,10 @@ def make_plan(folder: Path, lines: str, *, base: str, method: str = "lora", engi
     bases, profiles = catalogue()
     spec = bases[base]
     found = Base(name=base, spec=spec, location="/m/base", local=True, files={key: f"/m/{key}" for key in spec.needs})
-    sprites = [Sprite(path=Path(f"/s/orc{n}.png"), width=32, height=32, caption="a sword") for n in range(11)]
-    sprites.append(Sprite(path=Path("/s/bow.png"), width=32, height=32, caption=None))
+    sprites = [
+        Sprite(path=Path(f"/s/orc{n}.png"), name=f"orc{n}", width=32, height=32, caption="a sword") for n in range(11)
+    ]
+    sprites.append(Sprite(path=Path("/s/bow.png"), name="bow", width=32, height=32, caption=None))
     return resolve(
         loaded,
         found,
@@ -177,8 +194,8 @@ def make_plan(folder: Path, lines: str, *, base: str, method: str = "lora", engi
         profiles["cuda-80gb"],
         MACHINE,
         engine=engine,  # type: ignore[arg-type]
-        sprites=sprites,
-        class_sprites=sprites[:3] if loaded.preset.dataset.class_path else (),
+        survey=Survey(sprites=tuple(sprites)),
+        class_survey=Survey(sprites=tuple(sprites[:3])) if loaded.preset.dataset.class_path else None,
     )
 
 
@@ -186,7 +203,13 @@ def rendered(plan: Plan, folder: Path) -> dict[str, Any]:
     """Everything that the trainer will read, by short names."""
     adapter = kohya if plan.engine == "kohya" else diffusers
     class_images = Path("/r/class") if plan.dataset.class_sprites else None
-    data = EngineData(images=Path("/r/images"), class_images=class_images, sd_scripts=Path("/sd"))
+    data = EngineData(
+        root=Path("/r"),
+        images=(Subset(folder=Path("/r/images"), repeats=plan.dataset.sprites[0].repeats),),
+        class_images=class_images,
+        latents=Path("/l"),
+        sd_scripts=Path("/sd"),
+    )
     files = render(plan.engine, adapter.context(plan, RunDir(path=folder), data), folder).files
     assert not [problem for problem in adapter.verify(plan, files) if "not installed" not in problem.what]
     config = toml.load(files["config.toml"])
@@ -228,6 +251,7 @@ def look_up(place: str, plan: Plan, files: Mapping[str, Any], script: str) -> ob
             "class": dataset.class_sprites[0].caption if dataset.class_sprites else None,
             "dataset.source": Path(dataset.source.name),
             "dataset.background": dataset.background,
+            "dataset.alpha": dataset.alpha,
         }
         return found[key]
     return files[section].get(key)

@@ -13,8 +13,8 @@ import pixelkit
 ROOT = Path(pixelkit.__file__).parent
 FLOORS = (
     ("errors", "paths", "progress", "toml_lines", "toml_text"),
-    ("rundir", "process", "diagnosis", "canvas", "symptoms"),
-    ("preset", "preset_file", "catalog", "hardware", "survey", "tiny"),
+    ("rundir", "process", "diagnosis", "canvas", "symptoms", "pixelgrid"),
+    ("preset", "preset_file", "catalog", "hardware", "sources", "tiny"),
     ("plan",),
     ("engines", "render", "launch", "display"),
     ("dataset", "evaluate", "ship"),
@@ -25,7 +25,8 @@ FLOORS = (
 # Within a floor, who may lean on whom: written down, so that it stays a list and does not become a habit.
 LEANS = {
     ("paths", "errors"), ("progress", "errors"), ("toml_text", "errors"), ("process", "rundir"), ("diagnosis", "symptoms"),
-    ("preset_file", "preset"), ("catalog", "preset"), ("hardware", "catalog"), ("ship", "evaluate"), ("__main__", "cli"),
+    ("preset_file", "preset"), ("catalog", "preset"), ("hardware", "catalog"), ("ship", "evaluate"), ("dataset", "evaluate"),
+    ("__main__", "cli"),
 }  # fmt: skip
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate"}
 

@@ -13,7 +13,7 @@ import pytest
 
 from pixelkit.canvas import fit_canvas
 from pixelkit.catalog import find_base, list_bases, list_hardware
-from pixelkit.engines.adapter import CONFIG, EngineData
+from pixelkit.engines.adapter import CONFIG, EngineData, Subset
 from pixelkit.engines.diffusers import adapter as diffusers
 from pixelkit.engines.kohya import adapter as kohya
 from pixelkit.engines.kohya.adapter import DATASET, OWNED, SCRIPTS
@@ -26,7 +26,7 @@ from pixelkit.plan import Plan, resolve
 from pixelkit.preset_file import load_preset, shipped_presets
 from pixelkit.render import render
 from pixelkit.rundir import RunDir
-from pixelkit.survey import Sprite
+from pixelkit.sources import Sprite, Survey
 
 if TYPE_CHECKING:
     from pixelkit.preset import Preset
@@ -57,9 +57,10 @@ def plan(name: str, profile: str, *, side: int = 24, count: int = 193) -> Plan:
     )
     base = find_base(loaded.preset.base, loaded.preset.family, folder=loaded.file.parent, models=None)
     sprites = [
-        Sprite(path=Path(f"s{index}.png"), width=side, height=side, caption="a sprite") for index in range(count)
+        Sprite(path=Path(f"s{index}.png"), name=f"s{index}.png", width=side, height=side, caption="a sprite")
+        for index in range(count)
     ]
-    return resolve(loaded, base, profile, hardware, machine, engine="kohya", sprites=sprites)
+    return resolve(loaded, base, profile, hardware, machine, engine="kohya", survey=Survey(sprites=tuple(sprites)))
 
 
 def comment(file: Path) -> str:
@@ -256,7 +257,13 @@ def test_preset_becomes_a_configuration_that_kohya_takes(name: str, profile: str
     planned = _with_files(plan(name, profile), tmp_path)
     script = kohya.script_of(planned)
     assert script is not None
-    data = EngineData(images=tmp_path / "images", class_images=None, sd_scripts=None)
+    data = EngineData(
+        root=tmp_path,
+        images=(Subset(folder=tmp_path / "images", repeats=1),),
+        class_images=None,
+        latents=tmp_path / "l",
+        sd_scripts=None,
+    )
     files = render("kohya", kohya.context(planned, RunDir(path=tmp_path), data), tmp_path / "config").files
     problems = verify_config(files[CONFIG], script) + verify_dataset_config(files[DATASET], script)
     options = {
@@ -272,7 +279,13 @@ def test_preset_becomes_a_configuration_that_kohya_takes(name: str, profile: str
 
 def test_quickstart_becomes_a_configuration_of_our_own_trainer(tmp_path: Path) -> None:
     planned = plan("quickstart", "cpu", side=32, count=40)
-    data = EngineData(images=tmp_path / "images", class_images=None, sd_scripts=None)
+    data = EngineData(
+        root=tmp_path,
+        images=(Subset(folder=tmp_path / "images", repeats=1),),
+        class_images=None,
+        latents=tmp_path / "l",
+        sd_scripts=None,
+    )
     assert not diffusers.check(planned, None)
     files = render("diffusers", diffusers.context(planned, RunDir(path=tmp_path), data), tmp_path / "config").files
     assert not diffusers.verify(planned, files)

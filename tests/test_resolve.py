@@ -12,7 +12,7 @@ from pixelkit.errors import CatalogError, DataError, PresetError
 from pixelkit.hardware import Machine, choose_profile
 from pixelkit.plan import Plan, absorb_kohya, resolve
 from pixelkit.preset_file import load_preset
-from pixelkit.survey import Sprite
+from pixelkit.sources import Sprite, Survey
 
 H100 = Machine(
     kind="cuda", device="NVIDIA H100 80GB HBM3", memory_gib=79.6, available_gib=79, capability=(9, 0), cores=16
@@ -25,7 +25,8 @@ CPU = Machine(kind="cpu", device="x86_64", memory_gib=24, available_gib=20, unif
 
 def sprites(*sizes: tuple[int, int], caption: str | None = "a sword") -> tuple[Sprite, ...]:
     return tuple(
-        Sprite(path=Path(f"/s/orc_{n}.png"), width=w, height=h, caption=caption) for n, (w, h) in enumerate(sizes)
+        Sprite(path=Path(f"/s/orc_{n}.png"), name=f"orc_{n}", width=w, height=h, caption=caption)
+        for n, (w, h) in enumerate(sizes)
     )
 
 
@@ -46,7 +47,14 @@ def plan(
     name, _ = choose_profile(loaded.preset.hardware, machine, profiles)
     found = find_base(base, None, folder=tmp_path, models=None)
     return resolve(
-        loaded, found, name, profiles[name], machine, engine="kohya", sprites=images, class_sprites=class_images
+        loaded,
+        found,
+        name,
+        profiles[name],
+        machine,
+        engine="kohya",
+        survey=Survey(sprites=tuple(images)),
+        class_survey=Survey(sprites=tuple(class_images)),
     )
 
 

@@ -22,7 +22,7 @@ from pixelkit.plan import Plan, absorb_kohya, resolve
 from pixelkit.preset_file import load_preset
 from pixelkit.rundir import RunDir
 from pixelkit.ship import Sidecar, inspect_weights, ship, write_sidecar
-from pixelkit.survey import Sprite
+from pixelkit.sources import Sprite, Survey
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,11 +48,12 @@ def make_run(
     loaded = absorb_kohya(load_preset(str(preset)))
     found = find_base(base, None, folder=tmp_path, models=None)
     sprites = tuple(
-        Sprite(path=tmp_path / f"sprites/{n}.png", width=32, height=32, caption="a sword") for n in range(20)
+        Sprite(path=tmp_path / f"sprites/{n}.png", name=f"{n}", width=32, height=32, caption="a sword")
+        for n in range(20)
     )
     profile = "cpu" if base == "sd15" else "gb10"
     plan = resolve(
-        loaded, found, profile, list_hardware()[profile], CPU, engine="kohya", sprites=sprites, class_sprites=()
+        loaded, found, profile, list_hardware()[profile], CPU, engine="kohya", survey=Survey(sprites=tuple(sprites))
     )
     run = RunDir(path=tmp_path / "run")
     run.output.mkdir(parents=True)

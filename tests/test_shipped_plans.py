@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pixelkit.catalog import Base, list_bases, list_hardware
-from pixelkit.engines.adapter import EngineData, trainer_environment
+from pixelkit.engines.adapter import EngineData, Subset, trainer_environment
 from pixelkit.engines.choice import ENGINES
 from pixelkit.engines.kohya import adapter as kohya
 from pixelkit.hardware import Machine
@@ -19,14 +19,15 @@ from pixelkit.preset_file import LoadedPreset, load_preset, shipped_presets
 from pixelkit.ready import Ready
 from pixelkit.render import render
 from pixelkit.rundir import RunDir
-from pixelkit.survey import Sprite
+from pixelkit.sources import Sprite, Survey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 BASES, HARDWARE = list_bases(), list_hardware()
 SPRITES = tuple(
-    Sprite(path=Path(f"/s/orc{n}.png"), width=24, height=24 if n % 4 else 32, caption="a sword") for n in range(30)
+    Sprite(path=Path(f"/s/orc{n}.png"), name=f"orc{n}", width=24, height=24 if n % 4 else 32, caption="a sword")
+    for n in range(30)
 )
 
 
@@ -41,12 +42,27 @@ def plan_on(loaded: LoadedPreset, profile: str, files: Path) -> Plan:
                 files={key: str(files) for key in spec.needs})  # fmt: skip
     memory = hardware.memory_gib or 32
     machine = Machine(kind=hardware.kind, device="x", memory_gib=memory, available_gib=memory, capability=(9, 0))
-    return resolve(loaded, base, profile, hardware, machine, engine="kohya", sprites=SPRITES, class_sprites=SPRITES[:5])
+    return resolve(
+        loaded,
+        base,
+        profile,
+        hardware,
+        machine,
+        engine="kohya",
+        survey=Survey(sprites=tuple(SPRITES)),
+        class_survey=Survey(sprites=tuple(SPRITES[:5])),
+    )
 
 
 def problems_of(plan: Plan, folder: Path) -> list[str]:
     found = [problem for problem in kohya.check(plan, None) if "sd-scripts is not found" not in problem.what]
-    data = EngineData(images=Path("/r/i"), class_images=Path("/r/c"), sd_scripts=Path("/sd"))
+    data = EngineData(
+        root=Path("/r"),
+        images=(Subset(folder=Path("/r/i"), repeats=1),),
+        class_images=Path("/r/c"),
+        latents=Path("/l"),
+        sd_scripts=Path("/sd"),
+    )
     found += kohya.verify(plan, render("kohya", kohya.context(plan, RunDir(path=folder), data), folder).files)
     return [str(problem) for problem in found if "not installed" not in problem.what]
 

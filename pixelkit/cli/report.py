@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pixelkit.errors import PixelkitError, TrainingError
+from pixelkit.errors import PixelkitError, Problem, TrainingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from pixelkit.pipeline import Watcher
@@ -54,6 +54,41 @@ def watching() -> Iterator[Watcher]:
             on_prepared=lambda done, total: display.show(LogLine(text=f"preparing sprites {done}/{total}")),
             on_event=display.show,
         )
+
+
+@contextmanager
+def progressing(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with an ETA on standard error; call it with (done, total)."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def print_notes(remarks: Iterable[str], skipped: Sequence[Problem]) -> None:
+    """What an artist should know, and what was left out, on standard error."""
+    for remark in remarks:
+        click.echo(f"{click.style('warning', fg='yellow')}   {remark}", err=True)
+    for problem in skipped[:MOST_PROBLEMS]:
+        click.echo(f"{click.style('left out', fg='yellow')}  {problem}", err=True)
+    if more := len(skipped[MOST_PROBLEMS:]):
+        click.echo(f"... and {more} more", err=True)
 
 
 def print_shipment(shipment: Shipment) -> None:

@@ -1,176 +1,275 @@
-"""Write what the engine will read: every sprite pixel an exact k x k block, no hidden colour, no resampling."""
+"""Write what the engine will read: every sprite pixel an exact k x k block, no hidden colour, no resampling.
+
+A set is a folder: images/ (PNG and caption side by side), images.jsonl (one record an image), pixelkit-dataset.json (the
+whole). Records are appended while the work goes on: an interrupted preparation continues, one that has nothing to do ends
+at once. Pixels of a few sprites per core are all that is held in memory, whatever the number of images.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image, ImageColor
+from PIL import ImageColor
 
-from pixelkit.errors import DataError, Problem
+from pixelkit import __version__
+from pixelkit.dataset.ahead import map_ahead
+from pixelkit.dataset.background import Outlines
+from pixelkit.dataset.journal import Journal
+from pixelkit.dataset.make import FORMAT, PALETTE, Maker, Making, Record, write_caption
+from pixelkit.errors import DataError, Problem, StorageError
+from pixelkit.sources.pixels import read_pixels
+from pixelkit.sources.prepared import CLASS, HOLDOUT, IMAGES, MANIFEST, MASKS, RECORDS, subset_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
-    from pixelkit.canvas import Canvas
-    from pixelkit.plan import DatasetPlan, PlannedSprite
+    from pixelkit.dataset.blocks import Color
+    from pixelkit.plan import PlannedSprite
 
-Color = tuple[int, int, int]
-# Asked in this order for a background that occurs in no sprite: calm mid tones first, loud ones last.
-BACKGROUNDS: tuple[Color, ...] = tuple(
-    ImageColor.getrgb(name)[:3]
-    for name in (
-        "#808080",
-        "#a0a0a0",
-        "#606060",
-        "#7f8fa6",
-        "#8f7fa6",
-        "#c0c0c0",
-        "#404040",
-        "#6fa68f",
-        "#ffffff",
-        "#00ff00",
-        "#ff00ff",
-    )
-)
+# Colours counted over a whole set; photographs among the sprites would otherwise fill the memory.
+COUNTED = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """The folders that the engine reads. `fingerprint` changes whenever a pixel or a caption of them does."""
+    """A set on disk. `fingerprint` changes with whatever changes latents: pixels, canvas, background, alpha policy;
+    `captions` with any caption. `palette`: the most frequent colours, at most 256. `reused`: sprites that were there already.
+    """
 
-    images: Path
-    class_images: Path | None
+    folder: Path
+    images: int
+    reused: int
     background: Color
     palette: tuple[Color, ...]
     fingerprint: str
+    captions: str
+    skipped: tuple[Problem, ...] = ()
 
 
-def prepare(plan: DatasetPlan, folder: Path, *, on_progress: Callable[[int, int], None] | None = None) -> Prepared:
-    """Flatten, enlarge, centre and caption all sprites of the plan into `folder` (`folder`/class for class images).
+def prepare(
+    planned: Sequence[PlannedSprite],
+    folder: Path,
+    making: Making | None = None,
+    *,
+    about: Mapping[str, object] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Prepared:
+    """Flatten, enlarge, centre and caption the planned sprites into `folder`. Sources are only read.
 
-    The sources are only read. Every image that cannot be read whole is named in one DataError.
+    `about` is written into the manifest. Raises DataError that names every image that cannot be read whole (with
+    `keep_going`: only if none can), and StorageError; what was made until then stays, and is not made again.
     """
-    background = _choose_background(plan.background, plan.sprites)
-    total = len(plan.sprites) + len(plan.class_sprites)
-    digest = hashlib.sha256()
-    colors: Counter[Color] = Counter()
-    problems: list[Problem] = []
-    done = 0
-    for sprites, target, root in (
-        (plan.sprites, folder / "sprites", plan.source),
-        (plan.class_sprites, folder / "class", None),
-    ):
-        for sprite, name in zip(sprites, _flat_names(sprites, root), strict=True):
-            try:
-                pixels = flatten(read_pixels(sprite.path), background)
-            except DataError as error:
-                problems.append(Problem(where=str(sprite.path), what=error.message))
-                continue
-            if root is not None:
-                colors.update(_count_colors(pixels))
-            _write(place(pixels, sprite.canvas, background), sprite.caption, target / name, digest)
-            done += 1
+    making = making or Making()
+    problems: dict[str, Problem] = {}
+    tally = Tally()
+    with closing(_open_journal(folder)) as journal:
+        background = _choose_background(making.background, planned)
+        maker = Maker(folder=folder, making=making, background=background)
+        for done, records in enumerate(_make_all(maker, planned, journal, problems), start=1):
+            tally.add(records)
             if on_progress:
-                on_progress(done, total)
-    if problems:
-        raise DataError(
-            f"{len(problems)} of {total} images cannot be used", hint="mend or remove them", problems=problems
+                on_progress(done, len(planned))
+        if problems and not (making.keep_going and tally.images):
+            raise DataError(
+                f"{len(problems)} of {len(planned)} images cannot be used",
+                hint="mend or remove them",
+                problems=list(problems.values()),
+            )
+        prepared = Prepared(
+            folder=folder,
+            images=tally.images,
+            reused=tally.sprites - tally.made,
+            background=background,
+            palette=tally.palette(),
+            fingerprint=tally.fingerprint.hexdigest(),
+            captions=tally.captions.hexdigest(),
+            skipped=tuple(problems.values()),
         )
-    return Prepared(
-        images=folder / "sprites",
-        class_images=folder / "class" if plan.class_sprites else None,
-        background=background,
-        palette=tuple(color for color, _ in colors.most_common(256)),
-        fingerprint=digest.hexdigest(),
-    )
+        used = [one.sprite.name for one in planned if one.sprite.name not in problems]
+        files = journal.finish(used, _describe(prepared, making, about or {}))
+    _remove_leftovers(folder, files)
+    return prepared
 
 
-def read_pixels(path: Path) -> NDArray[np.uint8]:
-    """An image's pixels as (height, width, 4) RGBA, exactly as stored; 16-bit channels are rounded to 8.
+@dataclass
+class Tally:
+    """What is known of a set, record by record."""
 
-    Raises DataError for files that cannot be read to their end.
-    """
+    images: int = 0
+    sprites: int = 0
+    made: int = 0
+    fingerprint: Any = field(default_factory=hashlib.sha256)
+    captions: Any = field(default_factory=hashlib.sha256)
+    colors: Counter[str] = field(default_factory=Counter)
+
+    def add(self, made: tuple[list[Record], bool]) -> None:
+        """A sprite's records, and whether they are new."""
+        records, new = made
+        self.sprites += bool(records)
+        self.made += bool(records) and new
+        for record in records:
+            self.images += 1
+            seen = [record[key] for key in ("file", "pixels_sha256", "size", "scale", "canvas", "offset")]
+            self.fingerprint.update(repr(seen).encode())
+            self.captions.update(repr([record["file"], record["caption"]]).encode())
+            self.colors.update(record["palette"])
+        if len(self.colors) > 2 * COUNTED:
+            self.colors = Counter(dict(self.colors.most_common(COUNTED)))
+
+    def palette(self) -> tuple[Color, ...]:
+        """The most frequent colours."""
+        return tuple(ImageColor.getrgb(color)[:3] for color, _ in self.colors.most_common(PALETTE))
+
+
+def flat_names(names: Sequence[str]) -> list[str]:
+    """One file name per sprite: `__` for folders, nothing that a file system or a trainer trips over, made unique."""
+    flat: list[str] = []
+    taken: set[str] = set()
+    for name in names:
+        stem = re.sub(r'[<>:"|?*\\\x00-\x1f]', "-", name.replace("/", "__"))[
+            -80:
+        ]  # fits every file system, with an ending
+        unique, number = stem, 2
+        while unique.casefold() in taken:
+            unique, number = f"{stem}-{number}", number + 1
+        taken.add(unique.casefold())
+        flat.append(unique)
+    return flat
+
+
+def _open_journal(folder: Path) -> Journal:
     try:
-        with Image.open(path) as image:
-            image.load()
-            narrow: Image.Image = image
-            if image.mode in {"I;16", "I", "I;16B"}:
-                narrow = Image.fromarray(np.round(np.asarray(image, dtype=np.float64) / 257).astype(np.uint8))
-            return np.asarray(narrow.convert("RGBA"), dtype=np.uint8)
-    except Exception as error:
-        raise DataError(f"the image cannot be read: {error}") from None
+        held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        if held and not any(name.startswith((MANIFEST, RECORDS)) for name in held) and held != {CLASS}:
+            raise StorageError(f"{folder} holds other files", hint="name a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot write to {folder}: {error.strerror}") from error
+    return Journal(folder)
 
 
-def flatten(pixels: NDArray[np.uint8], background: Color) -> NDArray[np.uint8]:
-    """RGBA (h, w, 4) over a background colour: (h, w, 3). Hidden colour under full transparency never shows."""
-    alpha = pixels[..., 3:].astype(np.uint16)
-    color = pixels[..., :3].astype(np.uint16)
-    mixed = (color * alpha + np.array(background, dtype=np.uint16) * (255 - alpha) + 127) // 255
-    return mixed.astype(np.uint8)
+def _make_all(
+    maker: Maker, planned: Sequence[PlannedSprite], journal: Journal, problems: dict[str, Problem]
+) -> Iterator[tuple[list[Record], bool]]:
+    """The records of each sprite in order, and whether they are new."""
+    repeats = {one.repeats for one in planned}
+    places = {subset_folder(number, repeats) for number in repeats}
+    places |= {HOLDOUT} if maker.making.holdout else set()
+    places |= {MASKS} if maker.making.masks else set()
+    for place in places:
+        (maker.folder / place).mkdir(parents=True, exist_ok=True)
+
+    def look_up() -> Iterator[_Task]:
+        for one, name in zip(planned, flat_names([one.sprite.name for one in planned]), strict=True):
+            images = subset_folder(one.repeats, repeats)
+            before = journal.known(one.sprite.name)
+            fresh = _is_fresh(before, maker, one, images)
+            if not fresh:  # from here on the set is incomplete
+                (maker.folder / MANIFEST).unlink(missing_ok=True)
+            yield _Task(planned=one, name=name, images=images, before=before, fresh=fresh)
+
+    def make(task: _Task) -> tuple[_Task, list[Record] | DataError]:
+        try:
+            return task, task.before if task.fresh else maker.make(task.planned, task.name, task.images)
+        except DataError as error:
+            return task, error
+
+    for task, records in map_ahead(make, look_up()):
+        if isinstance(records, DataError):
+            sprite = task.planned.sprite
+            problems[sprite.name] = Problem(where=str(sprite.path), what=records.message, hint=records.hint)
+            yield [], False
+            continue
+        if not task.fresh:
+            _finish(records, task.before, maker, journal)
+        yield records, not task.fresh
 
 
-def place(pixels: NDArray[np.uint8], canvas: Canvas, background: Color) -> NDArray[np.uint8]:
-    """Enlarge (h, w, 3) by the canvas' scale, each pixel a block, and centre it: (canvas.height, canvas.width, 3)."""
-    enlarged = pixels.repeat(canvas.scale, axis=0).repeat(canvas.scale, axis=1)
-    out = np.empty((canvas.height, canvas.width, 3), dtype=np.uint8)
-    out[:] = background
-    left, top = canvas.offset
-    out[top : top + enlarged.shape[0], left : left + enlarged.shape[1]] = enlarged
-    return out
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """A sprite to make, and what there is of it."""
+
+    planned: PlannedSprite
+    name: str
+    images: str
+    before: list[Record]
+    fresh: bool
 
 
-def _choose_background(wanted: str, sprites: Sequence[PlannedSprite]) -> Color:
+def _is_fresh(before: list[Record], maker: Maker, one: PlannedSprite, images: str) -> bool:
+    try:
+        return (
+            bool(before)
+            and before[0]["key"] == maker.key(one, images)
+            and all(
+                (maker.folder / record["file"]).with_suffix(suffix).is_file()
+                for record in before
+                for suffix in (".png", ".txt")
+            )
+        )
+    except DataError:
+        return False  # named where its pixels are read
+
+
+def _finish(records: list[Record], before: list[Record], maker: Maker, journal: Journal) -> None:
+    """The captions, and that all of it is there."""
+    captions = {record["file"]: record["caption"] for record in before}
+    for record in records:
+        write_caption(maker.folder / record["file"], record["caption"], captions.get(record["file"]))
+    journal.add(records)
+
+
+def _choose_background(wanted: str, planned: Sequence[PlannedSprite]) -> Color:
     if wanted != "auto":
         return ImageColor.getrgb(wanted)[:3]
-    used: set[Color] = set()
-    for sprite in sprites:
+
+    def read(one: PlannedSprite) -> NDArray[np.uint8] | None:
         try:
-            pixels = read_pixels(sprite.path)
+            return read_pixels(one.sprite)
         except DataError:
-            continue  # named by prepare
-        used.update(_count_colors(pixels[pixels[..., 3] > 0][None, :, :3]))
-    free = [color for color in BACKGROUNDS if color not in used]
-    return free[0] if free else next((color for color in _grey_levels() if color not in used), (255, 255, 255))
+            return None  # named where it is made
+
+    outlines = Outlines()
+    for pixels in map_ahead(read, planned):
+        if pixels is not None:
+            outlines.add(pixels)
+    return outlines.choose()
 
 
-def _grey_levels() -> Iterable[Color]:
-    return ((level, level, level) for level in (*range(128, 256), *range(127, -1, -1)))
+def _describe(prepared: Prepared, making: Making, about: Mapping[str, object]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "pixelkit": __version__,
+        **about,
+        "images": prepared.images,
+        "background": describe_color(prepared.background),
+        "alpha": making.alpha,
+        "fingerprint": prepared.fingerprint,
+        "captions": prepared.captions,
+        "palette": [describe_color(color) for color in prepared.palette],
+        "skipped": [asdict(problem) for problem in prepared.skipped],
+    }
 
 
-def _count_colors(pixels: NDArray[np.uint8]) -> dict[Color, int]:
-    packed = pixels.reshape(-1, 3).astype(np.uint32) @ np.array([65536, 256, 1], dtype=np.uint32)
-    values, counts = np.unique(packed, return_counts=True)
-    return {(int(v) >> 16, int(v) >> 8 & 255, int(v) & 255): int(n) for v, n in zip(values, counts, strict=True)}
+def describe_color(color: Color) -> str:
+    """#rrggbb."""
+    return "#{:02x}{:02x}{:02x}".format(*color)
 
 
-def _flat_names(sprites: Sequence[PlannedSprite], root: Path | None) -> list[str]:
-    """One file name per sprite without its suffix: its path below the source with `__` for folders, made unique."""
-    names: list[str] = []
-    taken: set[str] = set()
-    for sprite in sprites:
-        relative = (
-            sprite.path.relative_to(root) if root and sprite.path.is_relative_to(root) else Path(sprite.path.name)
-        )
-        stem = "__".join(relative.with_suffix("").parts)[-80:]  # 80 characters and an ending fit every file system
-        name, number = stem, 2
-        while name.casefold() in taken:
-            name, number = f"{stem}-{number}", number + 1
-        taken.add(name.casefold())
-        names.append(name)
-    return names
-
-
-def _write(pixels: NDArray[np.uint8], caption: str, stem: Path, digest: hashlib._Hash) -> None:
-    image, text = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.txt")
-    image.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(image)
-    text.write_text(caption + "\n", "utf-8")
-    for part in (stem.name.encode(), np.array(pixels.shape).tobytes(), pixels.tobytes(), caption.encode()):
-        digest.update(part)
+def _remove_leftovers(folder: Path, files: set[str]) -> None:
+    """What an earlier preparation made of sprites that are no longer there: a trainer would still read it."""
+    stems = {str(Path(file).with_suffix("")) for file in files}
+    for place in folder.iterdir():
+        if place.is_dir() and (place.name.split("-x")[0] == IMAGES or place.name == HOLDOUT):
+            for path in place.iterdir():
+                if path.suffix in {".png", ".txt"} and f"{place.name}/{path.stem}" not in stems:
+                    path.unlink()

@@ -23,11 +23,25 @@ ACCELERATE = "accelerate.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineData:
-    """What the engine reads besides its configuration: folders of prepared images, and the sd-scripts checkout."""
+class Subset:
+    """A folder of prepared images, each seen `repeats` times in an epoch."""
 
-    images: Path
+    folder: Path
+    repeats: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineData:
+    """What the engine reads besides its configuration: the prepared set, and the sd-scripts checkout.
+
+    `images`: folders of the set with how often an epoch shows each of their images. `latents`: where encoded images may
+    be kept for other runs; its name changes with whatever changes them.
+    """
+
+    root: Path
+    images: tuple[Subset, ...]
     class_images: Path | None
+    latents: Path
     sd_scripts: Path | None
 
 

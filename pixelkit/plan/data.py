@@ -3,82 +3,114 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pixelkit.canvas import Canvas, count_buckets, fit_canvas
+from pixelkit.canvas import choose_canvases, count_buckets
 from pixelkit.errors import DataError, Problem
 from pixelkit.plan.model import DatasetPlan, PlannedSprite
-from pixelkit.survey import Sprite, lossy_images, words_of
+from pixelkit.sources import Sprite, Survey, lossy_images, words_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pixelkit.catalog import Base
+    from pixelkit.catalog import Base, BaseSpec
     from pixelkit.plan.settle import Resolver
 
 FEW_SPRITES = 10
 
 
-def plan_dataset(
-    resolver: Resolver, base: Base, sprites: Sequence[Sprite], class_sprites: Sequence[Sprite]
-) -> DatasetPlan:
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How sprites are laid out: `resolution` squared is the largest area; `caption` stands for a missing one,
+    `prompt` for every one; `trigger` comes first; `repeats` multiplies what a kohya folder asks for.
+    """
+
+    resolution: int
+    scale: int | None = None
+    caption: str = "{name}"
+    prompt: str | None = None
+    trigger: str = ""
+    repeats: int = 1
+
+
+def lay_out(sprites: Sequence[Sprite], spec: BaseSpec, layout: Layout, *, what: str) -> tuple[PlannedSprite, ...]:
+    """Canvas and caption of each sprite. Raises DataError that names each size that does not fit; `what` begins it."""
+    sizes = Counter((sprite.width, sprite.height) for sprite in sprites)
+    canvases, unfit = choose_canvases(
+        sizes,
+        resolution=layout.resolution,
+        step=spec.bucket_step,
+        latent_scale=spec.latent_scale,
+        scale=layout.scale,
+    )
+    if unfit:
+        names = {size: [s.path.name for s in sprites if (s.width, s.height) == size] for size in unfit}
+        problems = [
+            Problem(where=_name_some(names[size]), what=error.message, hint=error.hint) for size, error in unfit.items()
+        ]
+        count = sum(sizes[size] for size in unfit)
+        raise DataError(f"{what}: {count} of {len(sprites)} sprites do not fit", problems=problems)
+    return tuple(
+        PlannedSprite(
+            sprite=sprite,
+            canvas=canvases[sprite.width, sprite.height],
+            caption=_caption(sprite, layout),
+            repeats=layout.repeats * (sprite.repeats or 1),
+        )
+        for sprite in sprites
+    )
+
+
+def _caption(sprite: Sprite, layout: Layout) -> str:
+    text = layout.prompt or sprite.caption or layout.caption.replace("{name}", words_of(sprite.name))
+    # sd-scripts reads one line of a caption file
+    return " ".join(_with_trigger(layout.trigger, text).split())
+
+
+def plan_dataset(resolver: Resolver, base: Base, survey: Survey, class_sprites: Sequence[Sprite]) -> DatasetPlan:
     """Raises DataError that names each size of sprite that does not fit."""
+    sprites = survey.sprites
     preset = resolver.loaded.preset.dataset
     resolution = resolver.settle("dataset.resolution", (base.spec.resolution, resolver.base_name))
-    unfit: dict[tuple[int, int], tuple[DataError, list[str]]] = {}
-    canvases: dict[tuple[int, int], Canvas] = {}
-
-    def plan_sprites(found: Sequence[Sprite], prompt: str | None, trigger: str) -> tuple[PlannedSprite, ...]:
-        planned = []
-        for sprite in found:
-            size = (sprite.width, sprite.height)
-            if size in unfit:
-                unfit[size][1].append(sprite.path.name)
-                continue
-            try:
-                if size not in canvases:
-                    canvases[size] = fit_canvas(
-                        *size,
-                        resolution=resolution,
-                        step=base.spec.bucket_step,
-                        latent_scale=base.spec.latent_scale,
-                        scale=preset.scale,
-                    )
-            except DataError as error:
-                unfit[size] = (error, [sprite.path.name])
-                continue
-            caption = prompt or sprite.caption or preset.caption.replace("{name}", words_of(sprite.path))
-            # sd-scripts reads one line of a caption file
-            caption = " ".join(_with_trigger(trigger, caption).split())
-            planned.append(PlannedSprite(path=sprite.path, canvas=canvases[size], caption=caption))
-        return tuple(planned)
-
-    planned = plan_sprites(sprites, preset.instance_prompt, "" if preset.instance_prompt else preset.trigger)
-    class_planned = plan_sprites(class_sprites, preset.class_prompt, "")
-    if unfit:
-        problems = [
-            Problem(where=_name_some(names), what=error.message, hint=error.hint) for error, names in unfit.values()
-        ]
-        count = sum(len(names) for _, names in unfit.values())
-        where = resolver.loaded.where("dataset", "path")
-        raise DataError(
-            f"{where} path: {count} of {len(sprites) + len(class_sprites)} sprites do not fit", problems=problems
-        )
-    seen = Counter(dict.fromkeys(canvases.values(), 0))
+    planned = lay_out(
+        sprites,
+        base.spec,
+        Layout(
+            resolution=resolution,
+            scale=preset.scale,
+            caption=preset.caption,
+            prompt=preset.instance_prompt,
+            trigger="" if preset.instance_prompt else preset.trigger,
+            repeats=preset.repeats,
+        ),
+        what=f"{resolver.loaded.where('dataset', 'path')} path",
+    )
+    class_planned = lay_out(
+        class_sprites,
+        base.spec,
+        Layout(resolution=resolution, scale=preset.scale, caption=preset.caption, prompt=preset.class_prompt),
+        what=f"{resolver.loaded.where('dataset', 'class_path')} class_path",
+    )
+    seen = Counter({sprite.canvas: 0 for sprite in (*planned, *class_planned)})
     for sprite in planned:
-        seen[sprite.canvas] += preset.repeats
+        seen[sprite.canvas] += sprite.repeats
     # sd-scripts shows as many class images as sprites (train_util.py:2062)
-    turns, rest = divmod(len(planned) * preset.repeats, max(1, len(class_planned)))
+    turns, rest = divmod(sum(sprite.repeats for sprite in planned), max(1, len(class_planned)))
     for index, sprite in enumerate(class_planned):
         seen[sprite.canvas] += turns + (index < rest)
     _warn_dataset(resolver, planned, sprites)
-    for key in ("dataset.background", "dataset.repeats", "dataset.trigger"):
+    for key in ("dataset.background", "dataset.alpha", "dataset.repeats", "dataset.trigger"):
         resolver.settle(key)
+    background = preset.background
+    if background == "auto" and survey.background:
+        background, resolver.sources["dataset.background"] = survey.background, "the prepared set"
     return DatasetPlan(
         source=resolver.loaded.resolve_path(preset.path, "dataset", "path"),
         sprites=planned,
         class_sprites=class_planned,
-        background=preset.background,
+        background=background,
+        alpha=preset.alpha,
         trigger=preset.trigger,
         resolution=resolution,
         repeats=preset.repeats,
@@ -101,10 +133,6 @@ def _warn_dataset(resolver: Resolver, planned: Sequence[PlannedSprite], sprites:
     preset = resolver.loaded.preset.dataset
     if len(planned) < FEW_SPRITES:
         resolver.warnings.append(f"{len(planned)} sprites are few; 30 to 100 in one style teach better")
-    if animated := [sprite.path.name for sprite in sprites if sprite.frames > 1]:
-        resolver.warnings.append(
-            f"{len(animated)} animations, {animated[0]} first: only their first frame is taken; save each frame as a file"
-        )
     if lossy := lossy_images(sprites):
         resolver.warnings.append(
             f"{len(lossy)} JPEG files, {lossy[0].name} first: their pixels are no longer the artist's; use PNG"
@@ -114,8 +142,8 @@ def _warn_dataset(resolver: Resolver, planned: Sequence[PlannedSprite], sprites:
         resolver.warnings.append(
             f"{uncaptioned} of {len(sprites)} sprites have no .txt caption and are captioned by their file name"
         )
-    blurred = max((sprite.canvas.padding for sprite in planned), default=0.0)
-    if blurred > 0.5:
+    padded = max((sprite.canvas.padding for sprite in planned), default=0.0)
+    if padded > 0.5:
         resolver.warnings.append(
-            f"up to {blurred:.0%} of a canvas is background; dataset.resolution or dataset.scale can mend that"
+            f"up to {padded:.0%} of a canvas is background; dataset.resolution or dataset.scale can mend that"
         )

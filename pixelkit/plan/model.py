@@ -14,25 +14,28 @@ if TYPE_CHECKING:
     from pixelkit.catalog import Base
     from pixelkit.hardware import Machine
     from pixelkit.preset import Preset
+    from pixelkit.sources import Sprite
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedSprite:
-    """One sprite: where it lies, how it is enlarged, its final caption."""
+    """One sprite: where it lies, how it is enlarged, its final caption, how often it is seen in an epoch."""
 
-    path: Path
+    sprite: Sprite
     canvas: Canvas
     caption: str
+    repeats: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetPlan:
-    """What the trainer will see. `buckets` count repeats and class images."""
+    """What the trainer will see. `buckets` count repeats and class images; `repeats` is what the preset asks for."""
 
     source: Path
     sprites: tuple[PlannedSprite, ...]
     class_sprites: tuple[PlannedSprite, ...]
     background: str
+    alpha: Literal["flatten", "mask"]
     trigger: str
     resolution: int
     repeats: int

@@ -14,13 +14,11 @@ from pixelkit.plan.data import plan_dataset
 from pixelkit.plan.effects import FLOW, STABLE_DIFFUSION, find_idle
 from pixelkit.plan.model import DatasetPlan, NetworkPlan, Plan, SamplePlan, TrainPlan
 from pixelkit.plan.settle import Resolver
+from pixelkit.sources import Survey
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pixelkit.hardware import Machine
     from pixelkit.preset_file import LoadedPreset
-    from pixelkit.survey import Sprite
 
 DEFAULT_STEPS = 1500
 
@@ -33,21 +31,21 @@ def resolve(
     machine: Machine,
     *,
     engine: Literal["kohya", "diffusers"],
-    sprites: Sequence[Sprite],
-    class_sprites: Sequence[Sprite] = (),
-    remarks: Sequence[str] = (),
+    survey: Survey,
+    class_survey: Survey | None = None,
 ) -> Plan:
-    """Leave nothing open; `remarks` on the folders become warnings. Raises PresetError or DataError where no plan is possible."""
+    """Leave nothing open; what the surveys remark becomes warnings. Raises PresetError or DataError where no plan is possible."""
     preset = loaded.preset
     resolver = Resolver(loaded, base, profile_name)
-    resolver.warnings += remarks
+    class_survey = class_survey or Survey(sprites=())
+    resolver.warnings += [*survey.remarks, *class_survey.remarks]
     family = profile.families.get(base.spec.family)
     if family is None:
         raise PresetError(
             f"{profile.title} cannot train {base.spec.family}: no profile for it",
             hint="choose a smaller base, or --hardware for another machine",
         )
-    dataset = plan_dataset(resolver, base, sprites, class_sprites)
+    dataset = plan_dataset(resolver, base, survey, class_survey.sprites)
     train = _plan_train(resolver, base, profile, machine, dataset)
     network = _plan_network(resolver, base)
     area = max(bucket.width * bucket.height for bucket in dataset.buckets)

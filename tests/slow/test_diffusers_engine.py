@@ -97,7 +97,7 @@ def make(toys: SimpleNamespace, tmp_path: Path) -> Make:
         settings = Settings(
             base=str(toys.v), output_dir=str(tmp_path / "out"), output_name="toy", seed=3, precision="no",
             dataset=DatasetSettings(
-                images=str(toys.images), class_images="", repeats=2, caption_dropout=0.2, batch_size=2, workers=1
+                images=(str(toys.images),), repeats=(2,), class_images="", caption_dropout=0.2, batch_size=2, workers=1
             ),
             network=NetworkSettings(
                 rank=4, alpha=2.0, dropout=0.1, conv_rank=3, conv_alpha=1.0, train_text_encoder=True
@@ -266,7 +266,7 @@ def test_sd_scripts_applies_the_file_as_it_was_trained(
 
 def test_prior_preservation_sizes_and_orders(make: Make, toys: SimpleNamespace) -> None:
     settings = make(
-        class_images=str(toys.classes), steps=9, save_every_steps=4, prompts=("a",), caption_dropout=0.0, repeats=1
+        class_images=str(toys.classes), steps=9, save_every_steps=4, prompts=("a",), caption_dropout=0.0, repeats=(1,)
     )
     control = run(settings, at={2: "save", 3: "sample"})
     assert [Path(event["path"]).name for event in control.of("save")] == [
@@ -277,7 +277,7 @@ def test_prior_preservation_sizes_and_orders(make: Make, toys: SimpleNamespace) 
     # 3 + 2 images in two sizes, and 5 class images of one size: 8 in fours, 2 in ones.
     assert json.loads(describe(out(settings))["ss_bucket_info"])["buckets"]["1"] == {"resolution": [24, 16], "count": 2}
     assert describe(out(settings))["ss_num_reg_images"] == "5"
-    plain = make(class_images="", steps=9, caption_dropout=0.0, repeats=1, output_name="plain")
+    plain = make(class_images="", steps=9, caption_dropout=0.0, repeats=(1,), output_name="plain")
     run(plain)
     assert bytes_of(out(plain, "plain.safetensors")) != bytes_of(out(settings))
 
@@ -321,7 +321,7 @@ def test_what_does_not_work_is_said(
         (make(precision="fp16"), "fp16 does not work on a CPU"),
         (make(base=str(tmp_path)), "as a Stable Diffusion pipeline"),
         (make(optimizer="adamw8bit"), "needs bitsandbytes"),
-        (make(images=str(tmp_path)), "no PNG files"),
+        (make(images=(str(tmp_path),)), "no PNG files"),
         (make(output_dir=str(toys.images / "0.png" / "out")), "cannot write to"),
     ):
         forget_accelerator()

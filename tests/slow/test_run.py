@@ -187,7 +187,7 @@ def test_no_data_found_is_an_error_though_kohya_ends_well(sd_scripts: Path, star
     own = tmp_path / "templates"
     own.mkdir()
     shipped = (ROOT / "templates" / "kohya" / "dataset.toml.j2").read_text()
-    (own / "dataset.toml.j2").write_text(shipped.replace("{{ images | toml }}", '"/nowhere"'))
+    (own / "dataset.toml.j2").write_text(shipped.replace("{{ subset.folder | toml }}", '"/nowhere"'))
     settings = ("--set", "train.steps=2", "--templates", own, *PLAIN)
     _, err = finish(start("run", QUICKSTART, *settings, sd_scripts=sd_scripts), code=7)
     assert re.search("no (data|image)", err, re.IGNORECASE), err

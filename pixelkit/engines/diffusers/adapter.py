@@ -50,6 +50,8 @@ def check(plan: Plan, sd_scripts: Path | None) -> list[Problem]:  # noqa: ARG001
         refuse("train.scheduler", plan.train.scheduler, f"it has {', '.join(SCHEDULERS)}")
     if plan.train.shuffle_caption:
         refuse("train.shuffle_caption", "true", "remove it")
+    if plan.dataset.alpha == "mask":
+        refuse("dataset.alpha", "mask", 'engine = "kohya" does it, or alpha = "flatten"')
     if plan.train.clip_skip > 1:
         refuse("train.clip_skip", plan.train.clip_skip, "remove it")
     problems += [
@@ -74,9 +76,9 @@ def context(plan: Plan, run: RunDir, data: EngineData) -> Mapping[str, Mapping[s
         "seed": train.seed,
         "precision": train.precision,
         "dataset": {
-            "images": data.images,
+            "images": [subset.folder for subset in data.images],
+            "repeats": [subset.repeats for subset in data.images],
             "class_images": data.class_images or "",
-            "repeats": plan.dataset.repeats,
             "caption_dropout": train.caption_dropout,
             "batch_size": train.batch_size,
             "workers": train.workers,

@@ -102,15 +102,19 @@ class Facts:
 def describe_training(settings: Settings, facts: Facts, *, step: int, epoch: int) -> dict[str, str]:
     """The file's metadata after `step` steps, under sd-scripts' keys; `[metadata]` of the settings wins over them."""
     train, network, dataset = settings.train, settings.network, settings.dataset
-    sizes = Counter(example.size for example in facts.examples if not example.is_class)
+    trained = [example for example in facts.examples if not example.is_class]
+    sizes: Counter[tuple[int, int]] = Counter()
+    for example in trained:
+        sizes[example.size] += example.repeats
     width, height = sizes.most_common(1)[0][0]
     extra = {"conv_dim": str(network.conv_rank), "conv_alpha": str(network.conv_alpha)} if network.conv_rank else {}
     version = ("sd_v2" if facts.v2 else "sd_v1") + ("_v" if facts.v_prediction else "")
     found = build_minimum(
         base_model_version=version, rank=network.rank, alpha=network.alpha, v2=facts.v2, network_args=extra
     )
-    images, folder = sum(sizes.values()), Path(dataset.images).name
-    repeated = images * dataset.repeats
+    repeated = sum(sizes.values())
+    counts = Counter(example.path.parent.name for example in trained)
+    folders = {Path(place).name: times for place, times in zip(dataset.images, dataset.repeats, strict=True)}
     values: dict[str, object] = {
         "output_name": settings.output_name,
         "sd_model_name": Path(settings.base).name,
@@ -143,11 +147,15 @@ def describe_training(settings: Settings, facts: Facts, *, step: int, epoch: int
         "enable_bucket": True,
         "bucket_no_upscale": True,
         "bucket_info": json.dumps({"buckets": {
-            str(place): {"resolution": list(size), "count": count * dataset.repeats}
+            str(place): {"resolution": list(size), "count": count}
             for place, (size, count) in enumerate(sorted(sizes.items()))
         }}),
-        "dataset_dirs": json.dumps({folder: {"n_repeats": dataset.repeats, "img_count": images}}),
-        "tag_frequency": json.dumps({folder: _count_tags(facts.examples)}),
+        "dataset_dirs": json.dumps(
+            {folder: {"n_repeats": times, "img_count": counts[folder]} for folder, times in folders.items()}
+        ),
+        "tag_frequency": json.dumps(
+            {folder: _count_tags([e for e in trained if e.path.parent.name == folder]) for folder in folders}
+        ),
         "training_started_at": facts.started_at,
         "training_finished_at": time.time(),
         "steps": step,

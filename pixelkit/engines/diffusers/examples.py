@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """An image and its caption; `is_class`: it belongs to the prior preservation set."""
+    """An image and its caption, seen `repeats` times in an epoch; `is_class`: it belongs to the prior preservation set."""
 
     path: Path
     caption: str
     size: tuple[int, int]
     is_class: bool
+    repeats: int = 1
 
 
 def find_examples(settings: DatasetSettings, *, multiple: int) -> list[Example]:
@@ -39,7 +40,9 @@ def find_examples(settings: DatasetSettings, *, multiple: int) -> list[Example]:
     Raises DataError that lists every image that cannot be used, and why.
     """
     problems: list[Problem] = []
-    found = _read_folder(settings.images, problems, is_class=False, multiple=multiple)
+    found: list[Example] = []
+    for folder, repeats in zip(settings.images, settings.repeats, strict=True):
+        found += _read_folder(folder, problems, is_class=False, multiple=multiple, repeats=repeats)
     if settings.class_images:
         found += _read_folder(settings.class_images, problems, is_class=True, multiple=multiple)
     if problems:
@@ -47,7 +50,9 @@ def find_examples(settings: DatasetSettings, *, multiple: int) -> list[Example]:
     return found
 
 
-def _read_folder(folder: str, problems: list[Problem], *, is_class: bool, multiple: int) -> list[Example]:
+def _read_folder(
+    folder: str, problems: list[Problem], *, is_class: bool, multiple: int, repeats: int = 1
+) -> list[Example]:
     found: list[Example] = []
     paths = sorted(Path(folder).glob("*.png"))
     if not paths:
@@ -63,7 +68,7 @@ def _read_folder(folder: str, problems: list[Problem], *, is_class: bool, multip
         if size[0] % multiple or size[1] % multiple:
             what = f"is {size[0]}x{size[1]}; this base needs multiples of {multiple}"
             problems.append(Problem(where=str(path), what=what))
-        found.append(Example(path=path, caption=caption, size=size, is_class=is_class))
+        found.append(Example(path=path, caption=caption, size=size, is_class=is_class, repeats=repeats))
     return found
 
 
@@ -87,11 +92,11 @@ def read_pixels(examples: Sequence[Example], workers: int) -> list[npt.NDArray[n
 def order_epoch(examples: Sequence[Example], settings: DatasetSettings, *, seed: int, epoch: int) -> list[list[int]]:
     """The batches of one epoch (from 0) as indices of `examples`: one size a batch, the last of a size may be short.
 
-    Each training image stands `repeats` times. As many class images as these are mixed in, going on where the last
+    Each training image stands `repeats` times in it. As many class images as these are mixed in, going on where the last
     epoch ended (sd-scripts always takes the first of them).
     """
     shuffle = random.Random(f"{seed} epoch {epoch}").shuffle
-    chosen = [index for index, example in enumerate(examples) if not example.is_class] * settings.repeats
+    chosen = [index for index, example in enumerate(examples) if not example.is_class for _ in range(example.repeats)]
     classes = [index for index, example in enumerate(examples) if example.is_class]
     if classes:
         count = len(chosen)

@@ -13,7 +13,7 @@ from pixelkit.errors import Problem, RenderError, did_you_mean
 from pixelkit.toml_lines import locate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 Precision = Literal["no", "bf16", "fp16"]
@@ -24,12 +24,13 @@ Sampler = Literal["ddim", "euler", "euler_a", "dpm++"]
 class DatasetSettings:
     """Folders of PNG files with a .txt caption of the same name each; sizes are final: nothing is resized or cropped.
 
-    `class_images` (empty: none) are the prior preservation set: as many of them as training images go into an epoch.
+    `repeats`: for each of `images`, how often an epoch shows what is in it. `class_images` (empty: none) are the prior
+    preservation set: as many of them as training images go into an epoch.
     """
 
-    images: str
+    images: tuple[str, ...]
+    repeats: tuple[int, ...]
     class_images: str
-    repeats: int
     caption_dropout: float
     batch_size: int
     workers: int
@@ -100,7 +101,7 @@ class Settings:
 
 
 AT_LEAST: Mapping[str, float] = {
-    "seed": 0, "dataset.repeats": 1, "dataset.caption_dropout": 0, "dataset.batch_size": 1, "dataset.workers": 0,
+    "seed": 0, "dataset.caption_dropout": 0, "dataset.batch_size": 1, "dataset.workers": 0,
     "network.rank": 1, "network.alpha": 0.001, "network.dropout": 0, "network.conv_rank": 0, "network.conv_alpha": 0,
     "train.steps": 1, "train.gradient_accumulation": 1, "train.learning_rate": 0, "train.text_encoder_learning_rate": 0,
     "train.weight_decay": 0, "train.warmup_steps": 0, "train.max_grad_norm": 0, "train.min_snr_gamma": 0,
@@ -158,20 +159,33 @@ def parse_settings(text: str, *, name: str = "config.toml") -> Settings:
             problem, values[field.name] = _read_value(types[field.name], value)
             problem = problem or _check_range(".".join(here), values[field.name])
             if problem:
-                hint = did_you_mean(value, get_args(types[field.name])) if isinstance(value, str) else ""
+                hint = did_you_mean(value, filter(_is_text, get_args(types[field.name]))) if _is_text(value) else ""
                 report(here, f"{field.name} {problem}", hint)
         return values
 
     values = read_table(Settings, document, ())
-    if not problems and values["network"]["conv_rank"] and values["network"]["conv_alpha"] < AT_LEAST["network.alpha"]:
-        report(("network", "conv_alpha"), "conv_alpha must be above 0 where there is a conv_rank")
+    for path, what in [] if problems else _find_contradictions(values):
+        report(path, what)
     if problems:
         raise RenderError(f"{name} has {len(problems)} problem{'s'[: len(problems) > 1]}", problems=problems)
     tables = {key: cls(**values.pop(key)) for key, cls in get_type_hints(Settings).items() if cls in TABLES}
     return Settings(**values, **tables)
 
 
+def _find_contradictions(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], str]]:
+    """What is legal key by key, and wrong together: (table, key), what."""
+    network, dataset = values["network"], values["dataset"]
+    if network["conv_rank"] and network["conv_alpha"] < AT_LEAST["network.alpha"]:
+        yield ("network", "conv_alpha"), "conv_alpha must be above 0 where there is a conv_rank"
+    if len(dataset["images"]) != len(dataset["repeats"]):
+        yield ("dataset", "repeats"), "there must be as many repeats as images, one number for each folder"
+
+
 TABLES = (DatasetSettings, NetworkSettings, TrainSettings, SampleSettings)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _read_value(expected: Any, value: Any) -> tuple[str, Any]:
@@ -182,6 +196,11 @@ def _read_value(expected: Any, value: Any) -> tuple[str, Any]:
     items = list(value.values()) if isinstance(value, dict) else value
     is_texts = isinstance(items, list) and all(isinstance(item, str) for item in items)
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+    if expected == tuple[int, ...]:
+        counts = isinstance(value, list) and all(type(item) is int and item > 0 for item in value)
+        return ("" if counts else f"must be a list of whole numbers above 0, not {value!r}"), tuple(
+            value
+        ) if counts else value
     kind = get_origin(expected) or expected
     legal, noun = {
         float: (is_number, "a number"),
@@ -197,7 +216,7 @@ def _read_value(expected: Any, value: Any) -> tuple[str, Any]:
 
 
 def _check_range(key: str, value: Any) -> str:
-    if isinstance(value, str) and key in {"base", "output_dir", "output_name", "dataset.images"} and not value:
+    if key in {"base", "output_dir", "output_name", "dataset.images"} and not value:
         return "must not be empty"
     if key == "output_name" and (set(value) & set('/\\:*?"<>|') or value in {".", ".."}):
         return f"must be a file name without folder, not {value!r}"

@@ -217,7 +217,7 @@ def context(plan: Plan, run: RunDir, data: EngineData) -> Mapping[str, Mapping[s
         "min_bucket": min(*sides, plan.dataset.resolution),
         "max_bucket": max(*sides, plan.dataset.resolution),
         "images": data.images,
-        "repeats": plan.dataset.repeats,
+        "alpha_mask": plan.dataset.alpha == "mask",
         "class_images": data.class_images,
     }
     contexts: dict[str, Mapping[str, object]] = {
@@ -337,7 +337,8 @@ def command(plan: Plan, run: RunDir, data: EngineData, *, resume: Path | None = 
     assert data.sd_scripts is not None
     script = script_of(plan)
     assert script is not None
-    arguments = ["--script", script, "--layout", plan.base.spec.layout, "--"]
+    arguments = ["--script", script, "--layout", plan.base.spec.layout]
+    arguments += ["--images", str(data.root), "--latents", str(data.latents), "--"]
     arguments += ["--config_file", str(run.config / CONFIG), "--dataset_config", str(run.config / DATASET)]
     if resume:
         arguments += ["--resume", str(resume)]

@@ -3,7 +3,8 @@
 Started in the folder of sd-scripts (its `library` package is found there):
 
     python -m accelerate.commands.launch ... -m pixelkit.engines.kohya.entry --script train_network \
-        [--layout diffusers] [--resume-step N] [--load-timeout SECONDS] -- --config_file X/config.toml ...
+        [--layout diffusers] [--images DIR --latents DIR] [--resume-step N] [--load-timeout SECONDS] \
+        -- --config_file X/config.toml ...
 
 Everything after `--` goes to the script's own parser. The LoRA scripts hold a trainer class, which is subclassed
 (hooks.py) so that it reports each step, obeys `stop`, `save` and `sample`, and never trains on NaN. Any other script
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
     scrub_environment()
     options, rest = parse_options(argv)
     if options.script not in TRAINERS:
-        return run_script(options.script, rest, control)
+        return run_script(options, rest, control)
     start = Start()
     threading.Thread(target=watch_start, args=(start, control, options.load_timeout), daemon=True).start()
     return train(options, rest, control, start)
@@ -65,6 +66,8 @@ def parse_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="pixelkit.engines.kohya.entry", allow_abbrev=False)
     parser.add_argument("--script", required=True, help="a script of sd-scripts, without .py")
     parser.add_argument("--layout", choices=("stock", "diffusers"), default="stock")
+    parser.add_argument("--images", type=Path, help="the set that is trained on")
+    parser.add_argument("--latents", type=Path, help="where its encoded images are kept for other runs")
     parser.add_argument("--resume-step", type=int, help="optimizer steps behind a --resume folder that does not say")
     parser.add_argument("--load-timeout", type=float, default=0.0, help="seconds until the first step may begin")
     cut = argv.index("--") if "--" in argv else len(argv)
@@ -106,6 +109,7 @@ def train(options: argparse.Namespace, rest: list[str], control: Control, start:
             from pixelkit.engines.kohya.diffusers_base import DiffusersBase
 
             layers.append(DiffusersBase)
+        keep_latents(options)
         trainer = type("WatchedTrainer", (*layers, base), {})()
         trainer.begin_watch(control, first_step=first_step, versions=read_versions(), loaded=start.loaded)
         trainer.train(args)
@@ -163,7 +167,15 @@ def read_versions() -> dict[str, str]:
     return versions
 
 
-def run_script(script: str, rest: list[str], control: Control) -> int:
+def keep_latents(options: argparse.Namespace) -> None:
+    """Let the latents lie where `--latents` says; after all strategies are imported."""
+    if options.latents:
+        from pixelkit.engines.kohya.latents import redirect_latents
+
+        redirect_latents(options.images.resolve(), options.latents.resolve())
+
+
+def run_script(options: argparse.Namespace, rest: list[str], control: Control) -> int:
     """Run a script that has no trainer class. Its progress is its tqdm bar; a stop ends it, saving nothing."""
 
     def obey() -> None:
@@ -173,8 +185,9 @@ def run_script(script: str, rest: list[str], control: Control) -> int:
         os._exit(0)
 
     threading.Thread(target=obey, daemon=True).start()
-    sys.argv = [f"{script}.py", *rest]
-    runpy.run_path(f"{script}.py", run_name="__main__")
+    keep_latents(options)
+    sys.argv = [f"{options.script}.py", *rest]
+    runpy.run_path(f"{options.script}.py", run_name="__main__")
     return 0
 
 
