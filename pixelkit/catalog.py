@@ -147,7 +147,9 @@ def find_spec(name: str) -> BaseSpec:
     known: dict[str, BaseSpec] = {str(family): bases[base] for family, base in FAMILY_BASE.items()}
     known |= bases
     if name not in known:
-        raise CatalogError(f"no base is called {name}", hint=did_you_mean(name, known) or f"there are {', '.join(bases)}")
+        raise CatalogError(
+            f"no base is called {name}", hint=did_you_mean(name, known) or f"there are {', '.join(bases)}"
+        )
     return known[name]
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from pixelkit.dataset.augment import Augmentation, may_mirror, mirror, rewrite_colors, shift, shift_hue, variants
-from pixelkit.dataset.color_names import name_colors
-from pixelkit.dataset.directions import DIRECTIONS, find_direction, mirror_direction, mirror_words
-from pixelkit.dataset.oklab import to_oklch
+from pixelkit.dataset.main_colors import name_colors
+from pixelkit.words.directions import DIRECTIONS, find_direction, mirror_direction, mirror_words
+from pixelkit.words.oklab import to_oklch
 
 RED = ((72, 16, 24), (128, 28, 36), (184, 40, 48), (224, 80, 72))
 sprites = arrays.arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6), st.just(4)))

@@ -75,7 +75,11 @@ def test_render_writes_the_configuration(preset: Path, tmp_path: Path) -> None:
         (b"\x00\xff\xfe", 3, "not a text file"),
         (b"name = hero", 3, "not valid TOML"),
         (b'name = "h"\nbase = "pixelkit-tiny"\n[dataset]\npath = "sprits"\n', 4, "did you mean"),
-        (b'name = "h"\nbase = "pixelkit-tiny"\n[dataset]\npath = "hero.toml"\n', 4, "is a file, not a folder"),
+        (
+            b'name = "h"\nbase = "pixelkit-tiny"\n[dataset]\npath = "hero.toml"\n',
+            4,
+            "is a file, neither a folder nor a zip",
+        ),
         (b'name = "h"\nbase = "pixelkit-tiny"\n[dataset]\npath = "empty"\n', 4, "no image found"),
         (b'name = "h"\nbase = "pixelkit-tiny"\n[dataset]\npath = "broken"\n', 4, "this is no image that can be read"),
         (

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelkit.dataset.color_names import COLORS, name_color, name_colors, name_each
-from pixelkit.dataset.oklab import from_oklch, to_oklch
+from pixelkit.dataset.main_colors import name_colors
+from pixelkit.words.color_names import COLORS, name_color, name_each
+from pixelkit.words.oklab import from_oklch, to_oklch
 
 colors = st.tuples(*[st.integers(0, 255)] * 3)
 

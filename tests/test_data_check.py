@@ -101,7 +101,9 @@ def test_canvases_of_a_set_are_legal_and_few(counts: dict[tuple[int, int], int],
     resolution, step = model
     canvases, unfit = choose_canvases(counts, resolution=resolution, step=step, latent_scale=8)
     assert not unfit and canvases.keys() == counts.keys()
-    alone = {size: choose_canvases({size: 1}, resolution=resolution, step=step, latent_scale=8)[0][size] for size in counts}
+    alone = {
+        size: choose_canvases({size: 1}, resolution=resolution, step=step, latent_scale=8)[0][size] for size in counts
+    }
     for size, canvas in canvases.items():
         assert foresee(canvas.width, canvas.height, resolution=resolution, step=step).keeps(canvas.width, canvas.height)
         assert size[0] * canvas.scale <= canvas.width and size[1] * canvas.scale <= canvas.height

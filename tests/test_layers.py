@@ -13,7 +13,7 @@ import pixelkit
 ROOT = Path(pixelkit.__file__).parent
 FLOORS = (
     ("errors", "paths", "progress", "toml_lines", "toml_text"),
-    ("rundir", "process", "diagnosis", "canvas", "symptoms", "pixelgrid"),
+    ("rundir", "process", "diagnosis", "canvas", "symptoms", "pixelgrid", "words"),
     ("preset", "preset_file", "catalog", "hardware", "sources", "tiny"),
     ("plan",),
     ("engines", "render", "launch", "display"),
@@ -25,6 +25,7 @@ FLOORS = (
 # Within a floor, who may lean on whom: written down, so that it stays a list and does not become a habit.
 LEANS = {
     ("paths", "errors"), ("progress", "errors"), ("toml_text", "errors"), ("process", "rundir"), ("diagnosis", "symptoms"),
+    ("pixelgrid", "words"),
     ("preset_file", "preset"), ("catalog", "preset"), ("hardware", "catalog"), ("ship", "evaluate"), ("dataset", "evaluate"),
     ("__main__", "cli"),
 }  # fmt: skip

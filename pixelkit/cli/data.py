@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pixelkit.cli import report
+from pixelkit.cli.data_caption import caption
+from pixelkit.cli.data_inspect import inspect
 from pixelkit.errors import DataError, PresetError
 from pixelkit.paths import locate_sd_scripts
 
@@ -23,6 +25,10 @@ FILE = click.Path(path_type=Path)
 @click.group()
 def data() -> None:
     """Sprites: look at them, caption them, prepare them to the pixel, prove that they are."""
+
+
+data.add_command(inspect)
+data.add_command(caption)
 
 
 def layout_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pixelkit.dataset.color_names import COLORS, name_colors, name_each
-from pixelkit.dataset.directions import mirror_words
-from pixelkit.dataset.oklab import from_oklch, to_oklch
+from pixelkit.dataset.main_colors import name_colors
+from pixelkit.words.color_names import COLORS, name_each
+from pixelkit.words.directions import mirror_words
+from pixelkit.words.oklab import from_oklch, to_oklch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from pixelkit.dataset.oklab import to_oklch
+from pixelkit.words.oklab import to_oklch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pixelkit.words.oklab import to_oklab
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -16,26 +18,9 @@ if TYPE_CHECKING:
 CLEAR = 16  # opacities so near to 0 or 255 become 0 or 255
 MOST_SAMPLES = 8
 # Colours nearer than so many times the spread within cells are one colour, up to what an eye would call another.
-# OKLab distances times 100 are about CIEDE2000's.
 SPREADS = 1.5
 LARGEST_MERGE = 0.05
 MOST_COLORS = 4096  # a picture of more is left as it is: it is no pixel art, and each is held against each
-
-# sRGB -> OKLab (Ottosson, A perceptual color space for image processing, 2020)
-_TO_CONES = np.array(
-    [
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ]
-)
-_TO_LAB = np.array(
-    [
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ]
-)
 
 
 def snap(pixels: NDArray[np.uint8], grid: Grid) -> NDArray[np.uint8]:
@@ -76,7 +61,7 @@ def _place_samples(grid: Grid, length: int, *, axis: int) -> NDArray[np.int64]:
 
 def _measure_spread(samples: Floats) -> float:
     """How far samples lie from their cell's mean, on average, in OKLab: (cells, samples, 3)."""
-    lab = _to_oklab(samples)
+    lab = to_oklab(samples)
     distances = np.linalg.norm(lab - lab.mean(axis=1, keepdims=True), axis=-1)
     return float(distances.mean())
 
@@ -92,7 +77,7 @@ def _merge_colors(colors: Floats, tolerance: float) -> Floats:
     if len(bins) > MOST_COLORS:
         return colors
     place = place.ravel()
-    lab = _to_oklab(np.stack([np.bincount(place, channel) / number for channel in colors.T], axis=1))
+    lab = to_oklab(np.stack([np.bincount(place, channel) / number for channel in colors.T], axis=1))
     near = np.array([number[_lie_near(lab, each, tolerance)].sum() for each in lab])
     group = np.full(len(bins), -1)
     for leader in np.argsort(-near, kind="stable"):
@@ -108,10 +93,3 @@ def _merge_colors(colors: Floats, tolerance: float) -> Floats:
 def _lie_near(lab: Floats, color: Floats, tolerance: float) -> NDArray[np.bool_]:
     near: NDArray[np.bool_] = ((lab - color) ** 2).sum(axis=1) <= tolerance**2
     return near
-
-
-def _to_oklab(rgb: Floats) -> Floats:
-    value = rgb / 255
-    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-    lab: Floats = np.cbrt(linear @ _TO_CONES.T) @ _TO_LAB.T
-    return lab

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import json
 import re
 from dataclasses import dataclass
@@ -12,25 +11,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from pixelkit.errors import DataError
 from pixelkit.sources.files import read_bytes
+from pixelkit.words.directions import DIRECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
-
-# Clockwise, as the guide counts them.
-DIRECTIONS = ("up", "up-right", "right", "down-right", "down", "down-left", "left", "up-left")
-# Where each hue begins, in degrees.
-_HUES = (
-    (0, "red"),
-    (14, "orange"),
-    (46, "yellow"),
-    (70, "green"),
-    (165, "cyan"),
-    (195, "blue"),
-    (255, "purple"),
-    (312, "pink"),
-    (345, "red"),
-)
 
 Color = tuple[int, int, int]
 
@@ -173,6 +158,8 @@ def compose_caption(
 
     The colour is the name of base_color. Nothing is said twice. `background`: a colour in words; nothing is said without.
     """
+    from pixelkit.words.color_names import name_color  # noqa: PLC0415 - numpy, which a folder without metadata needs not
+
     entity, affixes = drawing.entity, affixes or CaptionStyle()
     color = name_color(entity.base_color) if entity.base_color else ""
     words = [color, *(text.replace("_", " ").strip() for text in (entity.kind, entity.category))]
@@ -195,19 +182,6 @@ def join_phrases(*texts: str) -> str:
         if phrase:
             said.setdefault(phrase.casefold(), phrase)
     return ", ".join(said.values())
-
-
-def name_color(color: Color) -> str:
-    """A word for every colour: dark or dull orange is brown, what has little colour is black, grey or white."""
-    hue, lightness, saturation = colorsys.rgb_to_hls(*(channel / 255 for channel in color))
-    chroma = (max(color) - min(color)) / 255
-    if lightness < 0.1 or chroma < 0.12 or saturation < 0.12:
-        return "black" if lightness < 0.15 else "white" if lightness > 0.88 else "grey"
-    degrees = hue * 360
-    name = next(word for start, word in reversed(_HUES) if degrees >= start)
-    if name in {"orange", "yellow"} and (lightness < 0.35 or (chroma < 0.35 and lightness < 0.75)):
-        return "brown"
-    return "pink" if name == "red" and lightness > 0.72 else name
 
 
 def _direction_of(stem: str) -> int | None:

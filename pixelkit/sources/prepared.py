@@ -84,7 +84,11 @@ def describe_source(sprite: Sprite) -> dict[str, Any]:
 
 def source_of(record: Mapping[str, Any]) -> Sprite:
     """The sprite that an image was made of; `describe_source` reversed."""
-    facts: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record["source"].items()}
+    facts = _as_tuples(record["source"])
     if facts["repair"]:
-        facts["repair"] = Grid(**{key: tuple(v) if isinstance(v, list) else v for key, v in facts["repair"].items()})
+        facts["repair"] = Grid(**_as_tuples(facts["repair"]))
     return Sprite(**{**facts, "path": Path(facts["path"])})
+
+
+def _as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -30,11 +30,16 @@ _FROM_CONES, _FROM_LAB = np.linalg.inv(_TO_CONES), np.linalg.inv(_TO_LAB)
 _HALVINGS = 24
 
 
-def to_oklch(rgb: ArrayLike) -> Floats:
-    """sRGB of 0 to 255, (..., 3) -> lightness 0 to 1, chroma 0 to about 0.32, hue in degrees: (..., 3)."""
+def to_oklab(rgb: ArrayLike) -> Floats:
+    """sRGB of 0 to 255, (..., 3) -> lightness 0 to 1, a, b: (..., 3). Distances times 100 are about CIEDE2000's."""
     value = np.asarray(rgb, dtype=np.float64) / 255
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-    light, a, b = np.moveaxis(np.cbrt(linear @ _TO_CONES.T) @ _TO_LAB.T, -1, 0)
+    return np.asarray(np.cbrt(linear @ _TO_CONES.T) @ _TO_LAB.T)
+
+
+def to_oklch(rgb: ArrayLike) -> Floats:
+    """sRGB of 0 to 255, (..., 3) -> lightness 0 to 1, chroma 0 to about 0.32, hue in degrees: (..., 3)."""
+    light, a, b = np.moveaxis(to_oklab(rgb), -1, 0)
     return np.stack([light, np.hypot(a, b), np.degrees(np.arctan2(b, a)) % 360], axis=-1)
 
 

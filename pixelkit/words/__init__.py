@@ -1,0 +1,1 @@
+"""What is seen, in the words of a caption: colours and directions."""
