@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pixelkit.engines.adapter import Engine
+    from pixelkit.preset import Dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ def make_ready(preset: str, choices: Choices) -> Ready:
     with _written_at(loaded, "hardware"):
         profile_name, _ = choose_profile(wanted.hardware, machine, profiles)
     folders = _find_folders(loaded)
-    reading = _read_how(loaded)
+    reading = read_how(wanted.dataset)
     found = {
         key: survey(folder, what=f"{loaded.where('dataset', key)} {key}", reading=reading)
         for key, folder in folders.items()
@@ -105,8 +106,8 @@ def make_ready(preset: str, choices: Choices) -> Ready:
     return ready
 
 
-def _read_how(loaded: LoadedPreset) -> Reading:
-    dataset = loaded.preset.dataset
+def read_how(dataset: Dataset) -> Reading:
+    """How a preset wants its sources to be read."""
     cells = dataset.sheet.split("x") if dataset.sheet else None
     return Reading(sheet=(int(cells[0]), int(cells[1])) if cells else None, grid=dataset.grid, repair=dataset.repair)
 

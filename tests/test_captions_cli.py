@@ -17,8 +17,6 @@ from pixelkit.cli.main import main
 from pixelkit.dataset.captions.tags import Tag, choose_tags
 
 
-
-
 def run(source: Path, mode: str, *options: str) -> Result:
     return CliRunner().invoke(main, ["data", "caption", str(source), "--mode", mode, *options])
 

@@ -11,12 +11,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from pixelkit.catalog import find_spec
-from pixelkit.cli.data_inspect import inspect as command
+from pixelkit.cli.main import main
 from pixelkit.dataset.inspect import Purpose, contact, inspect, page
 from pixelkit.dataset.inspect.outliers import score_values
 from pixelkit.dataset.inspect.report import KINDS, Report
 from pixelkit.dataset.inspect.wanted import WANTED, list_wanted
-from pixelkit.errors import DataError
 
 SPRITES = Path(__file__).parent.parent / "presets" / "quickstart"
 
@@ -175,7 +174,9 @@ def test_sprites_on_the_sheet_are_enlarged_by_whole_numbers(tmp_path: Path) -> N
 
 def test_command(folder: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    result = CliRunner().invoke(command, [str(folder), "--out", str(tmp_path / "out"), "--preset", "hero-dreambooth"])
+    result = CliRunner().invoke(
+        main, ["data", "inspect", str(folder), "--out", str(tmp_path / "out"), "--preset", "hero-dreambooth"]
+    )
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-2:] == [
         str(tmp_path / "out" / "inspect.html"),
@@ -186,9 +187,13 @@ def test_command(folder: Path, tmp_path: Path) -> None:
 
 
 def test_command_refuses(folder: Path, tmp_path: Path) -> None:
-    assert CliRunner().invoke(command, [str(folder), "--preset", "style", "--base", "sdxl"]).exit_code == 2
-    inside = CliRunner().invoke(command, [str(folder), "--out", str(folder / "out")])
-    assert isinstance(inside.exception, DataError) and not (folder / "out").exists()
+    def call(*arguments: str | Path) -> tuple[int, str]:
+        result = CliRunner().invoke(main, ["data", "inspect", *map(str, arguments)])
+        return result.exit_code, result.output
+
+    assert call(folder, "--preset", "style", "--base", "sdxl")[0] == 2
+    code, said = call(folder, "--out", folder / "out")
+    assert code == 4 and "lie in each other" in said and not (folder / "out").exists()
     (tmp_path / "a.png").write_bytes(b"no picture")
-    broken = CliRunner().invoke(command, [str(tmp_path), "--out", str(tmp_path.parent / "out-broken")])
-    assert isinstance(broken.exception, DataError) and broken.exception.problems
+    code, said = call(tmp_path, "--out", tmp_path.parent / "out-broken")
+    assert code == 4 and "a.png this is no image" in said

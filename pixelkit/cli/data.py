@@ -11,6 +11,7 @@ import click
 from pixelkit.cli import report
 from pixelkit.cli.data_caption import caption
 from pixelkit.cli.data_inspect import inspect
+from pixelkit.cli.reading import read_reading, reading_options
 from pixelkit.errors import DataError, PresetError
 from pixelkit.paths import locate_sd_scripts
 
@@ -38,12 +39,7 @@ def layout_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--base", required=True, metavar="NAME", help="The base model, e.g. sdxl, sd15, flux."),
             click.option("--resolution", type=click.IntRange(16, 4096), help="Side of the largest canvas' area."),
             click.option("--scale", type=click.IntRange(1, 256), help="Enlargement of one sprite pixel."),
-            click.option("--sheet", metavar="WxH", help="The images are sheets with cells of this size, e.g. 32x32."),
-            click.option(
-                "--grid", type=click.IntRange(1, 256), help="Pixels of a file per sprite pixel; 1 = as it is."
-            ),
-            click.option("--repair", is_flag=True, help="Snap blurred or compressed art to its grid."),
-            click.option("--keep-going", is_flag=True, help="Leave out what cannot be used, and name it."),
+            reading_options,
         )
     ):
         command = option(command)
@@ -194,31 +190,15 @@ def check(
 
 def _wish(options: dict[str, Any]) -> Wish:
     from pixelkit.dataset.build import Wish
-    from pixelkit.sources import Reading
 
-    reading = Reading(
-        sheet=_cells(options["sheet"]),
-        grid=options["grid"],
-        repair=options["repair"],
-        keep_going=options["keep_going"],
-    )
     return Wish(
         base=options["base"],
         resolution=options["resolution"],
         scale=options["scale"],
         caption=options.get("caption", "{name}"),
         trigger=options.get("trigger", ""),
-        reading=reading,
+        reading=read_reading(options),
     )
-
-
-def _cells(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise PresetError(f"--sheet {text}: no size of a cell", hint="write width x height, as 32x32")
-    return int(width), int(height)
 
 
 def _background(wanted: str, planned: Planned) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pixelkit.cli import report
+from pixelkit.cli.reading import read_reading, reading_options
 
 if TYPE_CHECKING:
     from pixelkit.dataset.inspect import Purpose, Report
@@ -22,7 +23,8 @@ _COLORS = {"pass": "green", "look": "yellow", "fail": "red"}
 @click.option("--out", type=FILE, metavar="DIR", help="Where page and sheet go; default: SRC's name, -inspect.")
 @click.option("--preset", metavar="FILE", help="Hold the set against this preset: its method, base and sheets.")
 @click.option("--base", metavar="NAME", help="Hold the sizes against this base: sdxl, sd15, flux ...")
-def inspect(source: Path, *, out: Path | None, preset: str | None, base: str | None) -> None:
+@reading_options
+def inspect(source: Path, *, out: Path | None, preset: str | None, base: str | None, **options: Any) -> None:
     """Look for duplicates, outliers, soft and damaged art in SRC, and count what is there against what is wanted.
 
     SRC is a folder, a zip or a prepared set; it is only read. Whatever is found, the exit code is 0: the verdicts are
@@ -37,7 +39,7 @@ def inspect(source: Path, *, out: Path | None, preset: str | None, base: str | N
 
     folder = out or Path(f"{source.resolve().name.removesuffix('.zip')}-inspect")
     check_target(source, folder)
-    purpose = _purpose(preset, base)
+    purpose = _purpose(preset, base, options)
     with report.progressing("looking at sprites") as show:
         found = inspect_set(source, purpose, show)
         written = [write_page(found, folder), *write_pages(found, folder)]
@@ -47,19 +49,20 @@ def inspect(source: Path, *, out: Path | None, preset: str | None, base: str | N
         click.echo(file)
 
 
-def _purpose(preset: str | None, base: str | None) -> Purpose:
+def _purpose(preset: str | None, base: str | None, options: dict[str, Any]) -> Purpose:
     """Raises PresetError and CatalogError."""
     from pixelkit.catalog import find_spec
     from pixelkit.dataset.inspect import Purpose
     from pixelkit.preset_file import load_preset
+    from pixelkit.ready import read_how
     from pixelkit.sources import Reading
 
+    reading = read_reading(options)
     if preset is None:
-        return Purpose(spec=find_spec(base) if base else None)
+        return Purpose(reading=reading, spec=find_spec(base) if base else None)
     wanted = load_preset(preset).preset
-    cells = wanted.dataset.sheet.split("x") if wanted.dataset.sheet else None
     return Purpose(
-        reading=Reading(sheet=(int(cells[0]), int(cells[1])) if cells else None, grid=wanted.dataset.grid),
+        reading=read_how(wanted.dataset) if reading == Reading() else reading,
         spec=find_spec(wanted.family or wanted.base),
         resolution=wanted.dataset.resolution,
         scale=wanted.dataset.scale,

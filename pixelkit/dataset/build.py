@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pixelkit.catalog import find_spec
 from pixelkit.errors import DataError, Problem
-from pixelkit.plan.data import Layout, lay_out
+from pixelkit.plan.data import Layout, lay_out, remark_on
 from pixelkit.sources import Reading, survey
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def plan_set(source: Path, wish: Wish) -> Planned:
         resolution=resolution,
         sprites=lay_out(found.sprites, spec, layout, what=f"{source}"),
         skipped=found.skipped,
-        remarks=found.remarks,
+        remarks=(*found.remarks, *remark_on(found.sprites)),
         background=found.background,
     )
 

@@ -23,6 +23,7 @@ from pixelkit.dataset.background import Outlines
 from pixelkit.dataset.journal import Journal
 from pixelkit.dataset.make import FORMAT, PALETTE, Maker, Making, Record, write_caption
 from pixelkit.errors import DataError, Problem, StorageError
+from pixelkit.paths import write_atomically
 from pixelkit.sources.pixels import read_pixels
 from pixelkit.sources.prepared import CLASS, HOLDOUT, IMAGES, MANIFEST, MASKS, RECORDS, subset_folder
 
@@ -96,6 +97,7 @@ def prepare(
         )
         used = [one.sprite.name for one in planned if one.sprite.name not in problems]
         files = journal.finish(used, _describe(prepared, making, about or {}))
+    write_atomically(folder / "palette.gpl", _write_palette(prepared.palette))
     _remove_leftovers(folder, files)
     return prepared
 
@@ -258,6 +260,12 @@ def _describe(prepared: Prepared, making: Making, about: Mapping[str, object]) -
         "palette": [describe_color(color) for color in prepared.palette],
         "skipped": [asdict(problem) for problem in prepared.skipped],
     }
+
+
+def _write_palette(colors: Sequence[Color]) -> str:
+    """As GIMP, Aseprite and most sprite editors load it."""
+    lines = [f"{red:3} {green:3} {blue:3}\t{describe_color((red, green, blue))}" for red, green, blue in colors]
+    return "\n".join(["GIMP Palette", "Name: pixelkit", "Columns: 16", "#", *lines]) + "\n"
 
 
 def describe_color(color: Color) -> str:

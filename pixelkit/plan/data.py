@@ -129,19 +129,23 @@ def _with_trigger(trigger: str, caption: str) -> str:
     return caption if not trigger or begins else f"{trigger}, {caption}"
 
 
+def remark_on(sprites: Sequence[Sprite], *, captioned: bool = False) -> list[str]:
+    """What an artist should know of the files; `captioned`: one caption for all is given."""
+    remarks = []
+    if lossy := lossy_images(sprites):
+        remarks.append(
+            f"{len(lossy)} JPEG files, {lossy[0].name} first: their pixels are no longer the artist's; use PNG"
+        )
+    if (bare := sum(sprite.caption is None for sprite in sprites)) and not captioned:
+        remarks.append(f"{bare} of {len(sprites)} sprites have no .txt caption and are captioned by their file name")
+    return remarks
+
+
 def _warn_dataset(resolver: Resolver, planned: Sequence[PlannedSprite], sprites: Sequence[Sprite]) -> None:
     preset = resolver.loaded.preset.dataset
     if len(planned) < FEW_SPRITES:
         resolver.warnings.append(f"{len(planned)} sprites are few; 30 to 100 in one style teach better")
-    if lossy := lossy_images(sprites):
-        resolver.warnings.append(
-            f"{len(lossy)} JPEG files, {lossy[0].name} first: their pixels are no longer the artist's; use PNG"
-        )
-    uncaptioned = sum(sprite.caption is None for sprite in sprites)
-    if uncaptioned and not preset.instance_prompt:
-        resolver.warnings.append(
-            f"{uncaptioned} of {len(sprites)} sprites have no .txt caption and are captioned by their file name"
-        )
+    resolver.warnings += remark_on(sprites, captioned=bool(preset.instance_prompt))
     padded = max((sprite.canvas.padding for sprite in planned), default=0.0)
     if padded > 0.5:
         resolver.warnings.append(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pixelkit.errors import DataError, Problem
 from pixelkit.pixelgrid import Grid, decide_blocks, measure_block
+from pixelkit.pixelgrid.exact import ENOUGH_BOUNDARIES
 from pixelkit.sources.regions import load_region
 
 if TYPE_CHECKING:
@@ -124,6 +125,9 @@ def _mend(sprite: Sprite, *, repair: bool) -> Sprite:
     from pixelkit.pixelgrid.comb import detect_grid  # noqa: PLC0415 - numpy, which native art needs not
     from pixelkit.sources.pixels import read_region  # noqa: PLC0415
 
+    own = measure_block(load_region(sprite))
+    if own.size > 1 and own.boundaries >= ENOUGH_BOUNDARIES:
+        return _reduced(sprite, own.size)
     grid = detect_grid(read_region(sprite))
     if grid is None:
         if repair:

@@ -106,16 +106,15 @@ def _find_near(features: Sequence[Features], places: Sequence[int]) -> list[Grou
     spread = np.concatenate([_measure_spread(thumbs[start : start + _CHUNK]) for start in chunks])
     sparse = np.ascontiguousarray(thumbs[:, _SPARSE[0], _SPARSE[1]])
     near: defaultdict[int, dict[int, float]] = defaultdict(dict)
-    for first, second in _propose_pairs(thumbs):
-        alike = (np.maximum(boxes[first], boxes[second]) <= LARGER_BOX * np.minimum(boxes[first], boxes[second])).all(
-            axis=1
-        )
-        for cells, most in ((sparse, _ROUGHLY * NEAR), (thumbs, NEAR)):
-            first, second = first[alike], second[alike]
-            difference = _compare_in_chunks(cells, first, second, spread)
-            alike = difference <= most
-        for a, b, apart in zip(first[alike].tolist(), second[alike].tolist(), difference[alike].tolist(), strict=True):
-            near[a][b] = near[b][a] = apart
+    for one, other in _propose_pairs(thumbs):
+        alike = (np.maximum(boxes[one], boxes[other]) <= LARGER_BOX * np.minimum(boxes[one], boxes[other])).all(axis=1)
+        first, second = one[alike], other[alike]
+        alike = _compare_in_chunks(sparse, first, second, spread) <= _ROUGHLY * NEAR
+        first, second = first[alike], second[alike]
+        difference = _compare_in_chunks(thumbs, first, second, spread)
+        for a, b, apart in zip(first.tolist(), second.tolist(), difference.tolist(), strict=True):
+            if apart <= NEAR:
+                near[a][b] = near[b][a] = apart
     taken: set[int] = set()
     groups = []
     for leader in sorted(near, key=lambda each: (-len(near[each]), each)):
