@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pixelkit.sources import Sprite
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedSprite:
     """One sprite: where it lies, how it is enlarged, its final caption, how often it is seen in an epoch."""
 
