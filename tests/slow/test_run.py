@@ -58,7 +58,7 @@ def finish(process: subprocess.Popen[str], code: int = 0, timeout: float = 420) 
 
 
 def only_run(tmp_path: Path) -> Path:
-    (run,) = (tmp_path / "runs").iterdir()
+    (run,) = (path for path in (tmp_path / "runs").iterdir() if path.name != ".latents")
     return run
 
 
