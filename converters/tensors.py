@@ -9,10 +9,12 @@ Format: https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import mmap
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.errors import ConversionError
+from converters.strangers import HEAD, describe_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Bytes = npt.NDArray[np.uint8]
 Float64 = npt.NDArray[np.float64]
@@ -51,6 +54,8 @@ ITEM_SIZE: Mapping[str, int] = {
     name: native.itemsize if native is not None else (2 if name == "BF16" else 1) for name, native in DTYPES.items()
 }
 FLOATS = frozenset({"F8_E5M2", "F8_E4M3", "F16", "BF16", "F32", "F64"})
+# The bits of infinity; of NaN in F8_E4M3, which has no infinity.
+_INFINITIES = {"F8_E5M2": 0x7C, "F8_E4M3": 0x7F, "F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF << 52}
 _RANK = {name: position for position, name in enumerate(DTYPES)}
 _MAX_HEADER = 100_000_000  # the safetensors library's own limit
 
@@ -81,7 +86,8 @@ class Tensor:
 
     def to_float64(self) -> Float64:
         """The values as float64: exact for every float."""
-        return (self.to_numpy() if self.dtype == "F64" else self.to_float32()).astype(np.float64, copy=False)
+        with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+            return (self.to_numpy() if self.dtype == "F64" else self.to_float32()).astype(np.float64, copy=False)
 
     def to_float32(self) -> Float32:
         """The values as float32: exact for F8, F16, BF16 and F32."""
@@ -92,6 +98,27 @@ class Tensor:
             return _eight_bit_values(self.dtype)[self.data].reshape(self.shape)
         with np.errstate(over="ignore"):
             return self.to_numpy().astype(np.float32, copy=False)
+
+    def is_finite(self) -> bool:
+        """Whether no value is a NaN or an infinity: no bit pattern lies at or above infinity's, for either sign."""
+        infinity = _INFINITIES.get(self.dtype)
+        if infinity is None or not self.data.size:
+            return True
+        size = ITEM_SIZE[self.dtype]
+        signed, unsigned = self.data.view(f"<i{size}"), self.data.view(f"<u{size}")
+        return int(signed.max()) < infinity and int(unsigned.max()) < infinity + (1 << (8 * size - 1))
+
+    def release(self) -> None:
+        """Let go of the memory that a mapped file's tensor was read into; reading it again costs time only."""
+        whole: Any = self.data.base
+        mapped: Any = getattr(whole, "base", None)
+        mapped = getattr(mapped, "obj", mapped)
+        if isinstance(mapped, mmap.mmap) and hasattr(mapped, "madvise"):
+            first = _address(self.data) - _address(whole)
+            start = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
+            length = (first + self.data.size) // mmap.PAGESIZE * mmap.PAGESIZE - start
+            if length > 0:
+                mapped.madvise(mmap.MADV_DONTNEED, start, length)
 
     def reshape(self, *shape: int) -> Tensor:
         """The same bytes under another shape."""
@@ -165,8 +192,8 @@ def read_file(path: Path | str) -> Weights:
             size = os.fstat(handle.fileno()).st_size
             prefix = handle.read(8)
             length = int.from_bytes(prefix, "little")
-            if size < 8 or length > min(size - 8, _MAX_HEADER):
-                raise ConversionError(_explain(path, prefix, size=size, length=length))
+            if size < 8 or not 2 <= length <= min(size - 8, _MAX_HEADER):
+                raise ConversionError(_explain(path, prefix + handle.read(HEAD), size=size, length=length))
             text = handle.read(length)
             mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
@@ -191,12 +218,30 @@ def read_file(path: Path | str) -> Weights:
     return Weights(tensors=tensors, metadata=metadata)
 
 
-def write_file(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file under a temporary name, fsync it, rename it. Raises ConversionError."""
-    with replace_file(path) as temporary, temporary.open("wb") as handle:
-        handle.write(build_header(tensors, metadata))
-        for name in order_names(tensors):
-            handle.write(tensors[name].raw)
+def write_file(
+    path: Path | str,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    seal: Callable[[str], Mapping[str, str]] | None = None,
+) -> None:
+    """Write a safetensors file under a temporary name, fsync it, rename it. Raises ConversionError.
+
+    `seal` makes the metadata, in place of `metadata`, from the sha256 of the bytes after the header; how long it is
+    must not depend on the hash. The header is then written last, and hashing goes on beside the writing.
+    """
+    pieces = _join_neighbours([tensors[name].data for name in order_names(tensors)])
+    with replace_file(path) as temporary, temporary.open("wb") as handle, ThreadPoolExecutor(1) as pool:
+        hashing = pool.submit(_hash_pieces, pieces) if seal else None
+        handle.write(build_header(tensors, seal("0" * 64) if seal else metadata))
+        for piece in pieces:
+            handle.write(piece.data)
+        if seal and hashing:
+            handle.flush()
+            os.fsync(handle.fileno())
+            header = build_header(tensors, seal(hashing.result()))
+            handle.seek(0)
+            handle.write(header)
 
 
 @contextlib.contextmanager
@@ -226,11 +271,39 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def _explain(path: Path, prefix: bytes, *, size: int, length: int) -> str:
+def _join_neighbours(pieces: Sequence[Bytes]) -> list[Bytes]:
+    """The same bytes in fewer pieces: views that follow one another in one file become one."""
+    joined: list[Bytes] = []
+    end = 0
+    for piece in pieces:
+        start, last, whole = _address(piece), joined[-1] if joined else piece, piece.base
+        bytewise = isinstance(whole, np.ndarray) and whole.dtype == np.uint8 and whole.ndim == 1
+        if whole is not None and bytewise and start == end and whole is last.base and last.size and piece.size:
+            first = end - last.size - _address(whole)
+            joined[-1] = whole[first : first + last.size + piece.size]
+        else:
+            joined.append(piece)
+        end = start + piece.size
+    return joined
+
+
+def _address(array: npt.NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def _hash_pieces(pieces: Sequence[Bytes]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece.data)
+    return digest.hexdigest()
+
+
+def _explain(path: Path, head: bytes, *, size: int, length: int) -> str:
     if size == 0:
         return f"{path}: the file is empty"
-    if prefix[:2] in {b"PK", b"\x80\x02"}:
-        return f"{path}: a pickle (.ckpt, .pt), not safetensors; pickles can run code and are not opened"
+    if what := describe_file(head):
+        return f"{path}: {what}"
     if size >= 8 and length <= _MAX_HEADER:
         return f"{path}: cut short, or not safetensors: it announces a header of {length} bytes and has {size} in all"
     return f"{path}: not a safetensors file"

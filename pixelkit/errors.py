@@ -98,6 +98,12 @@ class StorageError(PixelkitError):
     exit_code = 9
 
 
+class WeightsError(PixelkitError):
+    """A LoRA or a model is broken, is something else, or cannot be written as asked; `problems` are its keys."""
+
+    exit_code = 10
+
+
 class Interrupted(PixelkitError):  # noqa: N818 - it is no fault
     """The user stopped the run; what was trained is saved."""
 

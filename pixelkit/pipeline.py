@@ -131,7 +131,13 @@ def carry_out(ready: Ready, run: RunDir, watcher: Watcher, *, resume: bool = Fal
                 _train(ready, run, command, watcher)
                 run.update(base={**run.read_manifest()["base"], "sha256": base_hash.result()})
         run.enter("shipping")
-        shipment = ship(ready.plan, run, palette=prepared.palette, fingerprint=prepared.fingerprint)
+        shipment = ship(
+            ready.plan,
+            run,
+            palette=prepared.palette,
+            fingerprint=prepared.fingerprint,
+            sd_scripts=ready.sd_scripts,
+        )
         run.enter(
             "done",
             model=str(shipment.model),

@@ -14,7 +14,7 @@ Precision = Literal["auto", "no", "bf16", "fp16"]
 Family = Literal["sd15", "sd2", "sdxl", "sd3", "flux"]
 Method = Literal["lora", "dreambooth"]
 EngineChoice = Literal["auto", "kohya", "diffusers"]
-ExportFormat = Literal["kohya", "peft", "diffusers"]
+ExportFormat = Literal["kohya", "peft", "diffusers", "catsith", "catsith-compact"]
 Sampler = Literal["auto", "ddim", "euler", "euler_a", "dpm++"]
 KohyaValue = bool | int | float | str | list[bool | int | float | str]
 

@@ -19,6 +19,7 @@ from converters.metadata import hash_tensors
 from converters.tensors import Tensor, Weights, encode, read_file, write_file
 
 ATTENTION = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 RESNET = "lora_unet_up_blocks_1_resnets_0_conv1"
 TEXT = "lora_te_text_model_encoder_layers_0_mlp_fc1"
 SAI = "lora_unet_input_blocks_4_1_proj_in"
@@ -239,11 +240,15 @@ def test_a_stale_note_is_not_believed(tmp_path: Path) -> None:
     [
         ({"lora_unet_mystery.lora_down.weight": 2, "lora_unet_mystery.lora_up.weight": 2}, "no known model",
          ("lora_unet_mystery",)),
-        ({f"{RESNET}.hada_w1_a": 2}, "LyCORIS or DoRA", (f"{RESNET}.hada_w1_a",)),
-        ({f"{ATTENTION}.dora_scale": 2}, "LyCORIS or DoRA", (f"{ATTENTION}.dora_scale",)),
+        ({f"{RESNET}.hada_w1_a": 2, f"{RESNET}.hada_w1_b": 2}, "parts that miss",
+         (f"{RESNET}.hada_w2_a", f"{RESNET}.hada_w2_b")),
+        ({f"{RESNET}.lokr_w1": 2, f"{RESNET}.lokr_w2_a": 2}, "parts that miss", (f"{RESNET}.lokr_w2_b",)),
+        ({f"{ATTENTION}.hada_w1_a": 2}, "do not go together", (f"{ATTENTION}.hada_w1_a",)),
+        ({f"{ATTENTION}.dora_scale": 2}, "do not make a LoRA", (f"unet.{QUERY}",)),
+        ({f"{RESNET}.diff": 2}, "neither LoRA, LoHa nor LoKr", (f"{RESNET}.diff",)),
         ({"bundle_emb.x": 2}, "unknown keys", ("bundle_emb.x",)),
-        ({f"{RESNET}.lora_down.weight": 2}, "without lora_down or lora_up", (RESNET,)),
-        ({f"{RESNET}.alpha": 2}, "without lora_down or lora_up", (RESNET,)),
+        ({f"{RESNET}.lora_down.weight": 2}, "parts that miss", (f"{RESNET}.lora_up.weight",)),
+        ({f"{RESNET}.alpha": 2}, "parts that miss", (f"{RESNET}.alpha",)),
         ({f"{RESNET}.lora_down.weight": 2, f"{RESNET}.lora_up.weight": 3}, "do not make a LoRA",
          ("unet.up_blocks.1.resnets.0.conv1",)),
         ({f"{SAI}.lora_down.weight": 2, f"{SAI}.lora_up.weight": 2,
@@ -264,7 +269,7 @@ def test_what_cannot_be_converted_is_listed(
     assert not (tmp_path / "peft").exists()
 
 
-@pytest.mark.parametrize("setting", ["use_dora", "modules_to_save", "bias", "init_lora_weights", "peft_type"])
+@pytest.mark.parametrize("setting", ["modules_to_save", "bias", "init_lora_weights", "peft_type"])
 def test_peft_settings_that_mean_something_else(tmp_path: Path, setting: str) -> None:
     convert(write(tmp_path / "a", make_module(ATTENTION)), "peft", tmp_path / "p")
     path = tmp_path / "p/unet/adapter_config.json"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from converters import name_tables
 from converters.errors import ConversionError
-from converters.names import is_layer, join_kohya, parse_kohya
+from converters.names import is_layer, join_kohya, nearest_name, parse_kohya, unknown_layers
 
 numbers = st.lists(st.integers(0, 30), min_size=4, max_size=4)
 
@@ -34,6 +34,32 @@ def test_text_encoder_names_go_there_and_back(pattern: str, values: list[int], p
     found = parse_kohya(prefix + path.replace(".", "_"))
     assert (found.path, found.prefix) == (path, prefix)
     assert join_kohya(found.component, path, prefix=prefix) == prefix + path.replace(".", "_")
+
+
+@given(st.sampled_from(name_tables.FLUX_ORIGINAL + name_tables.SD3_ORIGINAL), numbers)
+def test_transformers_as_published(pattern: str, values: list[int]) -> None:
+    path = fill(pattern, values)
+    name = "lora_unet_" + path.replace(".", "_")
+    found = parse_kohya(name)
+    assert (found.component, found.path, found.naming) == ("transformer", path, "original")
+    assert join_kohya("transformer", path, prefix=found.prefix, naming="original") == name
+
+
+@given(st.sampled_from(name_tables.FLUX + name_tables.SD3), numbers)
+def test_transformers_as_diffusers_has_them(pattern: str, values: list[int]) -> None:
+    path = fill(pattern, values)
+    name = "lora_transformer_" + path.replace(".", "_")
+    found = parse_kohya(name)
+    assert (found.component, found.path, found.naming) == ("transformer", path, "diffusers")
+    assert join_kohya("transformer", path, prefix="lora_transformer_") == name
+
+
+@given(st.sampled_from(name_tables.T5), numbers)
+def test_t5(pattern: str, values: list[int]) -> None:
+    path = fill(pattern, values)
+    found = parse_kohya("lora_te3_" + path.replace(".", "_"))
+    assert (found.component, found.path) == ("text_encoder_3", path)
+    assert join_kohya("text_encoder_3", path) == "lora_te3_" + path.replace(".", "_")
 
 
 @pytest.mark.parametrize(
@@ -65,8 +91,11 @@ def test_stability_names_of_sdxl(name: str, path: str) -> None:
         "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_ff_net_1_proj",
         "lora_unet_input_blocks_99_1_proj_in",
         "lora_unet_input_blocks_4_1_nonsense",
-        "lora_unet_double_blocks_0_img_attn_qkv",
-        "lora_te3_encoder_block_0_layer_0_SelfAttention_q",
+        "lora_unet_double_blocks_0_img_attn_q",
+        "lora_unet_transformer_blocks_0_attn_to_q",
+        "lora_transformer_double_blocks_0_img_attn_qkv",
+        "lora_te1_encoder_block_0_layer_0_SelfAttention_q",
+        "lora_te3_text_model_encoder_layers_0_self_attn_q_proj",
         "lora_te_text_model_embeddings_token_embedding",
         "lora_unet_",
         "lora_unet",
@@ -78,6 +107,31 @@ def test_unknown_names_are_an_error(name: str) -> None:
     with pytest.raises(ConversionError) as caught:
         parse_kohya(name)
     assert caught.value.keys == (name,)
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("lora_unet_double_blocks_3_img_attn_qkw.lora_down.weight",
+         "lora_unet_double_blocks_3_img_attn_qkv.lora_down.weight"),
+        ("lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_kk.alpha",
+         "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_k.alpha"),
+        ("lora_te3_encoder_block_7_layer_1_DenseReluDens_wo.dora_scale",
+         "lora_te3_encoder_block_7_layer_1_DenseReluDense_wo.dora_scale"),
+        ("transformer.transformer_blocks.4.attn.to_qq.lora_A.weight",
+         "transformer.transformer_blocks.4.attn.to_q.lora_A.weight"),
+        ("unet: base_model.model.down_blocks.0.attentions.1.proj_im.lora_B.weight",
+         "down_blocks.0.attentions.1.proj_in.lora_B.weight"),
+        ("hero", ""),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_the_nearest_name_is_offered(key: str, nearest: str) -> None:
+    assert nearest_name(key) == nearest
+    error = unknown_layers("modules of no known model", [key])
+    assert error.keys == (key,)
+    assert nearest in str(error)
+    assert ("did you mean" in str(error)) == bool(nearest)
 
 
 def test_unknown_paths_are_an_error() -> None:

@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from converters.errors import ConversionError
-from converters.tensors import Tensor, build_header, encode, from_numpy, order_names, read_file, write_file
+from converters.tensors import (
+    Tensor,
+    _join_neighbours,
+    build_header,
+    encode,
+    from_numpy,
+    order_names,
+    read_file,
+    write_file,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,7 +131,7 @@ def test_headers_that_lie(tmp_path: Path, header: object, body: bytes, message: 
         (b"abc", "not a safetensors file"),
         (b"PK\x03\x04" + b"\0" * 40, "a pickle"),
         (b"\x80\x02}q\x00" + b"\0" * 40, "a pickle"),
-        (b"<!DOCTYPE html><html></html>", "not a safetensors file"),
+        (b"<!DOCTYPE html><html></html>", "a web page"),
         ((500).to_bytes(8, "little") + b"{", "cut short, or not safetensors"),
         (b"\xff" * 64, "not a safetensors file"),
     ],
@@ -145,3 +154,26 @@ def test_the_error_lists_keys() -> None:
     error = ConversionError("unknown keys", keys=[f"k{number:02}" for number in range(15)])
     assert str(error).splitlines() == ["unknown keys", *(f"  k{number:02}" for number in range(10)), "  ... and 5 more"]
     assert len(error.keys) == 15
+
+
+def test_released_memory_is_read_again(tmp_path: Path) -> None:
+    tensors = {"a": encode(np.arange(50_000), "F32"), "b": encode([1.0], "F16")}
+    write_file(tmp_path / "x", tensors)
+    found = read_file(tmp_path / "x").tensors
+    for name, tensor in tensors.items():
+        for _ in range(2):
+            assert bytes(found[name].raw) == bytes(tensor.raw)
+            found[name].release()
+        tensor.release()  # no mapped file: nothing happens
+        assert bytes(found[name].raw) == bytes(tensor.raw)
+
+
+def test_views_that_follow_one_another_are_written_as_one(tmp_path: Path) -> None:
+    tensors = {f"{number:02}": encode(np.full(number, number), "F32") for number in range(1, 20)}
+    write_file(tmp_path / "x", tensors)
+    found = read_file(tmp_path / "x").tensors
+    assert len(_join_neighbours([tensor.data for tensor in found.values()])) == 1
+    mixed = {"20": encode([1.0], "F32")} | {name: found[name] for name in ("03", "05", "04", "09")}
+    write_file(tmp_path / "y", mixed)
+    for name, tensor in read_file(tmp_path / "y").tensors.items():
+        assert bytes(tensor.raw) == bytes(mixed[name].raw)

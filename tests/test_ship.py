@@ -6,7 +6,7 @@ import json
 import os
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pytest
@@ -21,11 +21,15 @@ from pixelkit.hardware import Machine
 from pixelkit.plan import Plan, absorb_kohya, resolve
 from pixelkit.preset_file import load_preset
 from pixelkit.rundir import RunDir
-from pixelkit.ship import Sidecar, inspect_weights, ship, write_sidecar
+from pixelkit.ship import Check, Loading, Shipment, Sidecar, inspect_weights, write_sidecar
+from pixelkit.ship import ship as ship_for_real
 from pixelkit.sources import Sprite, Survey
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from pixelkit.catalog import Base
 
 NAME = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 CPU = Machine(kind="cpu", device="x86_64", memory_gib=24, available_gib=20, unified=True, cores=2)
@@ -69,6 +73,42 @@ def make_run(
     return plan, run
 
 
+class Loads:
+    """Stands for the process that loads exports: says what it is told to."""
+
+    def __init__(self, loading: Loading | None = None) -> None:
+        self.loading = loading
+        self.asked: list[dict[str, Path]] = []
+
+    def __call__(self, sd_scripts: Path | None) -> Self:
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def load(self, base: Base, files: Mapping[str, Path]) -> Loading:
+        self.asked.append(dict(files))
+        checks = [
+            Check(
+                format=name,
+                name=path.name,
+                program="its program",
+                state="passed",
+                effect={"unet": 0.3},
+                difference={"unet": 1e-6 * number},
+            )
+            for number, (name, path) in enumerate(files.items())
+        ]
+        return self.loading or Loading(checked="outputs", reference="sd-scripts", checks=tuple(checks))
+
+
+def ship(plan: Plan, run: RunDir, *, palette: list[tuple[int, int, int]], fingerprint: str) -> Shipment:
+    return ship_for_real(plan, run, palette=palette, fingerprint=fingerprint, start_loader=Loads())
+
+
 def test_a_whole_shipment(tmp_path: Path) -> None:
     plan, run = make_run(tmp_path, '[export]\nlicense = "CC0-1.0"\nauthor = "me"\nstrength = 0.7\n')
     before = run.model("hero").read_bytes()
@@ -77,7 +117,12 @@ def test_a_whole_shipment(tmp_path: Path) -> None:
     assert sorted(path.name for path in run.export.iterdir()) == [
         "hero-loss.png",
         "hero-sheet.png",
+        "hero.civitai.info",
+        "hero.comfyui.json",
+        "hero.json",
+        "hero.metadata.json",
         "hero.pixelkit.json",
+        "hero.preview.png",
         "hero.safetensors",
         "peft",
         "pytorch_lora_weights.safetensors",
@@ -131,7 +176,12 @@ def test_a_whole_shipment(tmp_path: Path) -> None:
     assert about["engine"] == {"name": "kohya", "commit": "48d368f"}
     hashes = hash_file(shipped.model)
     assert (about["file"]["sha256"], about["file"]["AutoV3"]) == (hashes.sha256, hashes.auto_v3)
+    assert about["file"]["AutoV2"] == hashes.sha256[:10]
+    assert about["file"]["sshs_model_hash"] == weights.metadata["sshs_model_hash"]
     assert about["exports"] == ["hero.safetensors", "peft", "pytorch_lora_weights.safetensors"]
+    assert about["loading"] == run.read_manifest()["loading"]
+    assert (about["loading"]["checked"], about["loading"]["parity"]) == ("outputs", 2e-6)
+    assert any(line.startswith("loaded again: hero.safetensors by its program, peft") for line in shipped.summary)
     trained = datetime.fromisoformat(about["training_date"])
     assert trained.tzinfo == UTC
     assert abs(trained.timestamp() - run.model("hero").stat().st_mtime) <= 1
@@ -150,24 +200,55 @@ def test_only_what_was_asked_for(tmp_path: Path) -> None:
     plan, run = make_run(tmp_path, '[export]\nformats = ["peft"]\n')
     run.metrics.write_text("")
     shipped = ship(plan, run, palette=[(1, 2, 3)], fingerprint="a")
-    assert [path.name for path in shipped.exports] == ["hero.safetensors", "peft", "hero.pixelkit.json"]
+    assert [path.name for path in shipped.exports][:3] == ["hero.safetensors", "peft", "hero.pixelkit.json"]
+    assert not (run.export / "pytorch_lora_weights.safetensors").exists()
+    assert not (run.export / "hero.preview.png").exists(), "there is no sample"
 
 
-def test_families_that_are_not_converted_say_so(tmp_path: Path) -> None:
-    tensors = {"lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": encode(np.ones((4, 4)), "BF16")}
-    plan, run = make_run(tmp_path, base="flux-dev", tensors=tensors)
-    shipped = ship(plan, run, palette=[], fingerprint="a")
+def test_what_a_format_cannot_hold_is_told(tmp_path: Path) -> None:
+    tensors = make_lora() | {"lora_unet_mystery.lora_up.weight": encode(np.ones((4, 4)), "BF16")}
+    plan, run = make_run(tmp_path, tensors=tensors)
+    loads = Loads()
+    shipped = ship_for_real(plan, run, palette=[], fingerprint="a", start_loader=loads)
     assert not any(path.name in {"peft", "pytorch_lora_weights.safetensors"} for path in shipped.exports)
-    assert [line for line in shipped.summary if line.startswith("not exported as")]
+    told = [line for line in shipped.summary if line.startswith("not exported as")]
+    assert len(told) == 2
+    assert all("mystery" in line for line in told)
+    assert loads.asked == [{"kohya": run.export / "hero.safetensors"}]
 
 
-def test_what_cannot_be_exported_keeps_the_training(tmp_path: Path) -> None:
-    plan, run = make_run(tmp_path, tensors=make_lora() | {"lora_unet_mystery.hada_w1_a": encode([[1.0]], "F16")})
-    with pytest.raises(ShipError, match=r"(?s)the model is trained .*hada_w1_a") as caught:
-        ship(plan, run, palette=[], fingerprint="a")
+def test_an_export_that_does_not_load_fails_the_shipment(tmp_path: Path) -> None:
+    plan, run = make_run(tmp_path)
+    bad = Check(
+        format="peft",
+        name="peft",
+        program="PEFT",
+        state="failed",
+        why="the unet's output differs by 0.4",
+        difference={"unet": float("nan")},
+    )
+    with pytest.raises(ShipError, match=r"(?s)peft PEFT: the unet's output differs.*the model is trained") as caught:
+        ship_for_real(
+            plan, run, palette=[], fingerprint="a", start_loader=Loads(Loading(checked="outputs", checks=(bad,)))
+        )
     assert caught.value.exit_code == 8
     assert run.model("hero").is_file()
-    assert not (run.export / "peft").exists()
+    assert not (run.export / "peft").exists(), "nothing broken is left under a good name"
+    assert not (run.export / "hero.pixelkit.json").exists()
+    (check,) = run.read_manifest()["loading"]["checks"]
+    assert check["state"] == "failed"
+    assert check["difference"] == {"unet": None}
+    assert ship(plan, run, palette=[], fingerprint="a").model.is_file(), "and then it can be shipped again"
+
+
+def test_a_check_that_was_not_made_is_told_and_not_called_passed(tmp_path: Path) -> None:
+    plan, run = make_run(tmp_path)
+    missing = Loading(checked=None, why="not installed: peft")
+    shipped = ship_for_real(plan, run, palette=[], fingerprint="a", start_loader=Loads(missing))
+    assert any("were not loaded again: not installed: peft" in line for line in shipped.summary)
+    assert not any(line.startswith("loaded again") for line in shipped.summary)
+    loading = json.loads((run.export / "hero.pixelkit.json").read_text())["loading"]
+    assert (loading["checked"], loading["parity"], loading["why"]) == (None, None, "not installed: peft")
 
 
 def test_inexact_scales_are_told(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import click
 
 from pixelkit import __version__
 from pixelkit.cli import report
+from pixelkit.cli.convert import convert, lora
 from pixelkit.cli.data import data
 from pixelkit.cli.machine import config, doctor, hardware
 from pixelkit.cli.presets import presets
@@ -148,7 +149,9 @@ def render(preset: str, *, out: Path, **options: Any) -> None:
         click.echo(path)
 
 
+main.add_command(convert)
 main.add_command(data)
+main.add_command(lora)
 main.add_command(presets)
 main.add_command(runs)
 main.add_command(config)

@@ -128,5 +128,3 @@ def find_idle(loaded: LoadedPreset, plan: Plan) -> Iterator[str]:
         where = f"{loaded.where('export', 'formats')} formats: no"
         if plan.method == "dreambooth":
             yield f"{where} {' and '.join(formats)}; a whole model is shipped as it is"
-        elif plan.base.spec.family in FLOW:
-            yield f"{where} {' and '.join(formats)}; pixelkit converts no LoRAs of {plan.base.spec.family}"
