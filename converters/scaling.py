@@ -123,7 +123,8 @@ def _multiply(
         # A half float is far from float32's ends; of others, none may have come near them.
         if piece.dtype == "F16" or _is_far_from_ends(values, product):
             return product, True
-    return piece.to_float64() * factor, bits <= 53
+    values = piece.to_float64()
+    return values * factor, bits <= 53 or not values.any()
 
 
 def _is_far_from_ends(values: npt.NDArray[Any], product: npt.NDArray[np.float32]) -> bool:

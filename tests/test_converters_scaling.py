@@ -39,6 +39,7 @@ def to_fractions(tensor: Tensor) -> list[Fraction]:
 @example(encode([0.0, -0.0, 1.0, 6.2e-5], "F16"), 0.5)
 @example(encode([6e-5], "F16"), 2.0)
 @example(encode([65504.0], "F16"), 2.0)
+@example(encode([0.0], "F16"), 1 / 3)
 def test_exact_is_exact_and_comes_back(tensor: Tensor, factor: float) -> None:
     product = multiply_exactly(tensor, factor)
     want = [value * Fraction(factor) for value in to_fractions(tensor)]
