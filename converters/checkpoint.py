@@ -118,12 +118,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path=path, files={path: weights}, places=places)
 
 
-def looks_like_checkpoint(keys: Iterable[str]) -> bool:
-    """Whether tensor names are those of a whole model."""
-    starts = (_UNET, "first_stage_model.", "double_blocks.", "joint_blocks.", *_TEXT_ENCODERS)
-    return any(key.startswith(starts) for key in keys)
-
-
 def _open_folder(path: Path) -> Checkpoint:
     files: dict[Path, Weights] = {}
     places: dict[Layer, Place] = {}

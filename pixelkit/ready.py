@@ -22,6 +22,7 @@ from pixelkit.render import Rendered, render
 from pixelkit.rundir import RunDir
 from pixelkit.sources import Reading, survey
 from pixelkit.sources.prepared import CLASS, subset_folder
+from pixelkit.sources.sheets import parse_cells
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,8 +109,8 @@ def make_ready(preset: str, choices: Choices) -> Ready:
 
 def read_how(dataset: Dataset) -> Reading:
     """How a preset wants its sources to be read."""
-    cells = dataset.sheet.split("x") if dataset.sheet else None
-    return Reading(sheet=(int(cells[0]), int(cells[1])) if cells else None, grid=dataset.grid, repair=dataset.repair)
+    sheet = parse_cells(dataset.sheet) if dataset.sheet else None
+    return Reading(sheet=sheet, grid=dataset.grid, repair=dataset.repair)
 
 
 def _find_folders(loaded: LoadedPreset) -> dict[str, Path]:

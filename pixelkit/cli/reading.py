@@ -33,19 +33,17 @@ def reading_options(command: Callable[..., None]) -> Callable[..., None]:
 def read_reading(options: Mapping[str, Any]) -> Reading:
     """What these options ask for. Raises PresetError."""
     from pixelkit.sources import Reading
+    from pixelkit.sources.sheets import parse_cells
 
+    try:
+        sheet = parse_cells(options["sheet"]) if options["sheet"] is not None else None
+    except ValueError:
+        raise PresetError(
+            f"--sheet {options['sheet']}: no size of a cell", hint="write width x height, as 32x32"
+        ) from None
     return Reading(
-        sheet=_cells(options["sheet"]),
+        sheet=sheet,
         grid=options["grid"],
         repair=options["repair"],
         keep_going=options["keep_going"],
     )
-
-
-def _cells(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise PresetError(f"--sheet {text}: no size of a cell", hint="write width x height, as 32x32")
-    return int(width), int(height)

@@ -29,12 +29,13 @@ AGAIN = "prepare the set again"
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """An image that a trainer would read, and what a prepared set says of it."""
+    """An image that a trainer would read, and what a prepared set says of it; `masked`: with its alpha as a mask."""
 
     path: Path
     width: int
     height: int
     record: dict[str, Any] | None = None
+    masked: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +51,11 @@ class Verdict:
 def list_candidates(folder: Path) -> Iterator[Candidate]:
     """The images of a prepared set, or those of any folder as a trainer would take them. Raises DataError."""
     if (folder / MANIFEST).is_file():
+        masked = read_manifest(folder)["alpha"] == "mask"
         for record in read_records(folder):
             width, height = record["canvas"]
-            yield Candidate(path=folder / record["file"], width=width, height=height, record=record)
+            path = folder / record["file"]
+            yield Candidate(path=path, width=width, height=height, record=record, masked=masked)
         return
     for sprite in survey(folder, what="the set", reading=Reading(grid=1)).sprites:
         if not sprite.frame and not sprite.box:

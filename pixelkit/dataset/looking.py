@@ -32,10 +32,9 @@ class Looking:
 
     def at(self, image: Candidate) -> View:
         """Raises EngineError where sd-scripts cannot answer."""
-        masked = bool(image.record) and image.path.suffix == ".png" and _has_alpha(image.path)
         save = self._place(image) if self._folder else None
         if self._viewer:
-            return self._viewer.look(image.path, alpha=masked, save=save)
+            return self._viewer.look(image.path, alpha=image.masked, save=save)
         view = foresee(image.width, image.height, resolution=self._resolution, step=self._step)
         if save and view.keeps(image.width, image.height):
             with Image.open(image.path) as picture:
@@ -54,8 +53,3 @@ class Looking:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-
-
-def _has_alpha(path: Path) -> bool:
-    with Image.open(path) as picture:
-        return picture.has_transparency_data

@@ -90,6 +90,8 @@ def is_exact(image: Image.Image, block: int) -> bool:
 
 def reduce_block(image: Image.Image, block: int) -> Image.Image:
     """One pixel per block, in the same mode with the same palette. Raises DataError where that would lose anything."""
+    if block == 1:
+        return image
     if block < 1 or not is_exact(image, block):
         raise DataError(f"the picture is not made of exact blocks of {block}x{block} pixels")
     return image.resize((image.width // block, image.height // block), Image.Resampling.NEAREST)

@@ -46,6 +46,14 @@ class Part:
         return (bottom - top, right - left) if self.turned else (right - left, bottom - top)
 
 
+def parse_cells(text: str) -> tuple[int, int]:
+    """`32x24` -> (32, 24). Raises ValueError for what is no size of a cell."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise ValueError("write width x height of one cell, as 32x32")
+    return int(width), int(height)
+
+
 def find_parts(path: Path, header: Header, sheet: tuple[int, int] | None) -> list[Part]:
     """The sprites of one file that no map describes: the frames of an animation; else, where `sheet` is given, its cells
     of so many pixels, width and height; else all of it.

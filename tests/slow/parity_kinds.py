@@ -36,6 +36,25 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def make_models() -> dict[Component, Any]:
+    """SD 1.5's layout, all layers, narrow, with random weights that are the same every time."""
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(16, 32, 64, 64),
+        cross_attention_dim=24,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+    config = transformers.CLIPTextConfig(
+        vocab_size=100, hidden_size=24, intermediate_size=48, num_hidden_layers=12, num_attention_heads=4
+    )
+    return {"unet": unet.eval(), "text_encoder": transformers.CLIPTextModel(config).eval()}
+
+
 def list_layers(models: dict[Component, Any]) -> Iterator[tuple[Component, str, Any]]:
     """Component, path and module of every layer that sd-scripts and LyCORIS train."""
     for component, model in models.items():

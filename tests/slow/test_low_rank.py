@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from parity_kinds import make_models
 
 from converters import read_lora
 from converters.bake import bake
@@ -26,21 +27,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def models() -> tuple[Any, Any]:
-    torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(1)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(16, 32, 64, 64),
-        cross_attention_dim=24,
-        attention_head_dim=4,
-        norm_num_groups=8,
-    )
-    config = transformers.CLIPTextConfig(
-        vocab_size=100, hidden_size=24, intermediate_size=48, num_hidden_layers=12, num_attention_heads=4
-    )
-    return transformers.CLIPTextModel(config).eval(), unet.eval()
+    made = make_models()
+    return made["text_encoder"], made["unet"]
 
 
 def save(path: Path, text: Any, unet: Any) -> Path:

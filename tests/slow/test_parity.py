@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from parity_kinds import KINDS, apply_lycoris, write_lora
+from parity_kinds import KINDS, apply_lycoris, make_models, write_lora
 
 from converters import ConversionError, convert, read_lora
 from converters.tensors import read_file, write_file
@@ -42,21 +42,7 @@ ROWS: list[tuple[str, ...]] = []
 
 @pytest.fixture(scope="module")
 def models() -> dict[Component, Any]:
-    torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(1)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(16, 32, 64, 64),
-        cross_attention_dim=24,
-        attention_head_dim=4,
-        norm_num_groups=8,
-    )
-    config = transformers.CLIPTextConfig(
-        vocab_size=100, hidden_size=24, intermediate_size=48, num_hidden_layers=12, num_attention_heads=4
-    )
-    return {"unet": unet.eval(), "text_encoder": transformers.CLIPTextModel(config).eval()}
+    return make_models()
 
 
 @pytest.fixture(scope="module", autouse=True)
