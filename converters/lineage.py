@@ -54,8 +54,8 @@ def merge_metadata(metadata: Sequence[Mapping[str, str]], titles: Sequence[str],
 
 def describe_network(lora: Lora) -> dict[str, str]:
     """The keys of a plain LoRA that its modules decide: rank and alpha, those of its convolutions apart."""
-    plain = {name: module for name, module in lora.modules.items() if not _is_wide(module)}
-    wide = {name: module for name, module in lora.modules.items() if _is_wide(module)}
+    plain = {name: module for name, module in lora.modules.items() if not is_wide(module)}
+    wide = {name: module for name, module in lora.modules.items() if is_wide(module)}
     found = {
         "ss_network_dim": _common(plain or wide, lambda module: str(module.rank)),
         "ss_network_alpha": _common(plain or wide, lambda module: str(module.alpha_value)),
@@ -84,7 +84,8 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).replace(microsecond=0).isoformat()
 
 
-def _is_wide(module: AnyModule) -> bool:
+def is_wide(module: AnyModule) -> bool:
+    """Whether a module belongs to a convolution above 1x1."""
     return any(size != 1 for size in (module.shape or ())[2:])
 
 

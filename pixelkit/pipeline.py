@@ -24,10 +24,12 @@ from pixelkit.engines.kohya.options import recognise_commit
 from pixelkit.errors import DataError, EngineError, Interrupted, PixelkitError, StorageError, TrainingError
 from pixelkit.launch import Exit, launch
 from pixelkit.paths import write_atomically
+from pixelkit.progress import Notice
 from pixelkit.ready import Choices, Ready, make_ready, planned_data, render_configs, runs_folder
 from pixelkit.rundir import RunDir, create_run, find_run, now
 from pixelkit.ship import Shipment, inspect_weights, ship
 from pixelkit.sources.prepared import CLASS
+from pixelkit.start import make_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -101,6 +103,10 @@ def resolved_preset(ready: Ready) -> str:
         values["dataset"]["class_path"] = str(
             loaded.resolve_path(loaded.preset.dataset.class_path, "dataset", "class_path")
         )
+    if plan.base_loras:
+        values["base_loras"] = [f"{path}:{strength:g}" for path, strength in plan.base_loras]
+    if plan.network.start_from:
+        values["network"]["start_from"] = str(plan.network.start_from)
     if plan.base.local and loaded.preset.base not in list_bases():
         values["base"] = plan.base.location
     tables = {key: values.pop(key) for key in [key for key, value in values.items() if isinstance(value, dict)]}
@@ -120,6 +126,9 @@ def carry_out(ready: Ready, run: RunDir, watcher: Watcher, *, resume: bool = Fal
                 hint="start a new run",
             )
         run.update(dataset=_describe_dataset(ready, prepared))
+        start = make_start(ready.plan, run, runs_folder(ready.choices), watcher.on_prepared)
+        for remark in start.remarks:
+            watcher.on_event(Notice(text=remark))
         if not (resume and _is_trained(ready, run)):
             data = planned_data(ready, run, latents_folder(ready, prepared))
             render_configs(ready, run, data)
@@ -132,7 +141,7 @@ def carry_out(ready: Ready, run: RunDir, watcher: Watcher, *, resume: bool = Fal
                 run.update(base={**run.read_manifest()["base"], "sha256": base_hash.result()})
         run.enter("shipping")
         shipment = ship(
-            ready.plan,
+            replace(ready.plan, base=start.settle(ready.plan.base)),
             run,
             palette=prepared.palette,
             fingerprint=prepared.fingerprint,

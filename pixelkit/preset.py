@@ -12,7 +12,8 @@ Optimizer = Literal["auto", "adamw", "adamw8bit", "adafactor", "lion", "prodigy"
 Scheduler = Literal["cosine", "constant", "linear", "constant_with_warmup", "cosine_with_restarts"]
 Precision = Literal["auto", "no", "bf16", "fp16"]
 Family = Literal["sd15", "sd2", "sdxl", "sd3", "flux"]
-Method = Literal["lora", "dreambooth"]
+Method = Literal["lora", "dreambooth", "finetune", "textual-inversion"]
+NetworkKind = Literal["lora", "dora", "loha", "lokr", "dylora", "oft"]
 EngineChoice = Literal["auto", "kohya", "diffusers"]
 ExportFormat = Literal["kohya", "peft", "diffusers", "catsith", "catsith-compact"]
 Sampler = Literal["auto", "ddim", "euler", "euler_a", "dpm++"]
@@ -57,6 +58,19 @@ def _only_trigger(prompts: tuple[str, ...]) -> tuple[str, ...]:
         if word != "trigger":
             raise ValueError(f"{{{word}}} is not replaced, only {{trigger}} is")
     return prompts
+
+
+def _lora_file(text: str) -> str:
+    path, _, strength = text.rpartition(":")
+    if path and strength.replace(".", "", 1).replace("-", "", 1).isdigit() and not -2 <= float(strength) <= 2:
+        raise ValueError("a strength is between -2 and 2")
+    return text
+
+
+def _project(name: str) -> str:
+    if not re.fullmatch(r"([^/\\#?%:\s]+/)?[^/\\#?%:]{1,128}", name):
+        raise ValueError("write a project's name, or team/project, without \\ # ? % :")
+    return name
 
 
 class _Table(BaseModel):
@@ -127,16 +141,47 @@ class Dataset(_Table):
 class Network(_Table):
     """The LoRA's shape."""
 
-    rank: Annotated[int, Field(description="rank of the update; more holds more detail", ge=1, le=1024)] = 32
-    alpha: Annotated[float | None, Field(description="strength is alpha / rank; default: the rank", gt=0, le=4096)] = (
-        None
-    )
+    kind: Annotated[
+        NetworkKind,
+        Field(
+            description="lora; dora = magnitude trained apart; loha, lokr = products that hold more in less (these three need"
+            " the package lycoris-lora); dylora = one file that serves as many ranks; oft = rotations of the weights"
+        ),
+    ] = "lora"
+    rank: Annotated[
+        int, Field(description="rank of the update; more holds more detail; with oft: blocks a layer", ge=1, le=1024)
+    ] = 32
+    alpha: Annotated[
+        float | None,
+        Field(description="strength is alpha / rank; default: the rank; with oft: how far it may turn", gt=0, le=4096),
+    ] = None
     dropout: Annotated[float, Field(description="share of the update dropped in training", ge=0, lt=1)] = 0.0
     conv_rank: Annotated[
         int | None, Field(description="rank for 3x3 convolutions too; default: none", ge=1, le=1024)
     ] = None
     conv_alpha: Annotated[
         float | None, Field(description="alpha of the convolutions; default: conv_rank", gt=0, le=4096)
+    ] = None
+    factor: Annotated[
+        int | None, Field(description="lokr: side of the smaller matrix; default: nearest to square", ge=2, le=1024)
+    ] = None
+    unit: Annotated[int | None, Field(description="dylora: ranks come in steps of this; default: 1", ge=1, le=1024)] = (
+        None
+    )
+    start_from: Annotated[
+        str | None,
+        Field(description="an earlier LoRA to go on from, any format; brought to this rank", min_length=1),
+    ] = None
+
+
+class Embedding(_Table):
+    """method = textual-inversion: new words for the text encoder, and nothing else. The trigger is the word."""
+
+    vectors: Annotated[
+        int, Field(description="vectors behind the word; each takes a token of a prompt", ge=1, le=75)
+    ] = 4
+    start_word: Annotated[
+        str | None, Field(description="a word whose meaning it starts from; default: noise", min_length=1)
     ] = None
 
 
@@ -159,7 +204,9 @@ class Train(_Table):
             le=65_536,
         ),
     ] = None
-    learning_rate: Annotated[float, Field(description="of the UNet's or transformer's LoRA", gt=0, le=1)] = 1e-4
+    learning_rate: Annotated[
+        float, Field(description="of the UNet or transformer; default with textual-inversion: 5e-4", gt=0, le=1)
+    ] = 1e-4
     text_encoder: Annotated[
         bool | None, Field(description="train the text encoder's LoRA too; default: what the base suggests")
     ] = None
@@ -185,6 +232,9 @@ class Train(_Table):
     shuffle_caption: Annotated[
         bool, Field(description="shuffle the comma-separated parts of captions, trigger first")
     ] = False
+    gpus: Annotated[
+        int, Field(description="GPUs that train together, each with batch_size images of its own", ge=1, le=64)
+    ] = 1
     gradient_checkpointing: Annotated[
         bool | None, Field(description="less memory, about 30% slower; default: the machine's")
     ] = None
@@ -259,6 +309,24 @@ class Export(_Table):
     description: Annotated[str, Field(description="written into the metadata")] = ""
 
 
+class Track(_Table):
+    """Who keeps the curves of the run, beside pixelkit's own metrics.jsonl. The same for every engine and method."""
+
+    tensorboard: Annotated[
+        bool, Field(description="event files in the run's directory, where the package tensorboard is installed")
+    ] = True
+    wandb: Annotated[
+        str | None,
+        AfterValidator(_project),
+        Field(
+            description="a Weights & Biases project, or team/project; the package wandb and its own login are needed"
+        ),
+    ] = None
+    wandb_mode: Annotated[
+        Literal["online", "offline"], Field(description="offline = kept on disk, for `wandb sync` later")
+    ] = "online"
+
+
 class Preset(_Table):
     """A preset: what to train, on what, how, and what to make of it."""
 
@@ -272,16 +340,28 @@ class Preset(_Table):
         str, Field(description="a base of presets/bases, a file, a folder or a hub id (then family too)", min_length=1)
     ]
     family: Annotated[Family | None, Field(description="kind of model, when base is a path or a hub id")] = None
-    method: Annotated[Method, Field(description="lora, or dreambooth = the whole model on one subject")] = "lora"
+    base_loras: Annotated[
+        tuple[Annotated[str, AfterValidator(_lora_file)], ...],
+        Field(description='LoRAs that are baked into the base first, as "style.safetensors:0.8"', strict=False),
+    ] = ()
+    method: Annotated[
+        Method,
+        Field(
+            description="lora; dreambooth = the whole model on one subject; finetune = the whole model on many sprites;"
+            " textual-inversion = a new word only"
+        ),
+    ] = "lora"
     engine: Annotated[EngineChoice, Field(description="auto = kohya where it is found")] = "auto"
     hardware: Annotated[
         str, Field(description="a profile of presets/hardware; auto = the one that fits this machine")
     ] = "auto"
     dataset: Dataset
     network: Network = Network()
+    embedding: Embedding = Embedding()
     train: Train = Train()
     sample: Sample = Sample()
     export: Export = Export()
+    track: Track = Track()
     kohya: Annotated[
         dict[str, KohyaValue],
         Field(description="any option of the trainer's script by its own name; wins over everything else"),

@@ -23,6 +23,7 @@ from pixelkit.rundir import RunDir
 from pixelkit.sources import Reading, survey
 from pixelkit.sources.prepared import CLASS, subset_folder
 from pixelkit.sources.sheets import parse_cells
+from pixelkit.start import plan_start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,8 +155,9 @@ def render_configs(ready: Ready, run: RunDir, data: EngineData) -> Rendered:
 
 
 def planned_data(ready: Ready, run: RunDir, latents: Path | None = None) -> EngineData:
-    """Where the prepared images lie, or will lie."""
+    """Where all that the engine reads lies, or will lie."""
     dataset = ready.plan.dataset
+    start = plan_start(ready.plan, run, runs_folder(ready.choices))
     repeats = sorted({sprite.repeats for sprite in dataset.sprites})
     return EngineData(
         root=run.dataset,
@@ -163,6 +165,8 @@ def planned_data(ready: Ready, run: RunDir, latents: Path | None = None) -> Engi
         class_images=run.dataset / CLASS / subset_folder(1, {1}) if dataset.class_sprites else None,
         latents=latents or run.path / "latents",
         sd_scripts=ready.sd_scripts,
+        base=start.base,
+        weights=start.weights,
     )
 
 

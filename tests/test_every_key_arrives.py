@@ -18,6 +18,7 @@ from pixelkit.catalog import Base, list_bases, list_hardware
 from pixelkit.engines.adapter import EngineData, Subset
 from pixelkit.engines.diffusers import adapter as diffusers
 from pixelkit.engines.kohya import adapter as kohya
+from pixelkit.errors import PresetError
 from pixelkit.hardware import Machine
 from pixelkit.plan import Plan, absorb_kohya, resolve
 from pixelkit.plan.terms import KOHYA_TERMS
@@ -38,10 +39,19 @@ SCRIPTS = {  # script: (base, method)
     "sd3_train_network": ("sd35", "lora"),
     "train_db": ("sd15", "dreambooth"),
     "sdxl_train": ("sdxl", "dreambooth"),
+    "sd3_train": ("sd35", "finetune"),
+    "flux_train": ("flux-dev", "finetune"),
+    "train_textual_inversion": ("sd15", "textual-inversion"),
+    "sdxl_train_textual_inversion": ("sdxl", "textual-inversion"),
 }
 LORA = frozenset(script for script, (_, method) in SCRIPTS.items() if method == "lora")
-WHOLE = SCRIPTS.keys() - LORA
-FLOW = frozenset({"flux_train_network", "sd3_train_network"})
+WORD = frozenset(script for script, (_, method) in SCRIPTS.items() if method == "textual-inversion")
+WHOLE = SCRIPTS.keys() - LORA  # no network
+FLOW = frozenset(script for script, (base, _) in SCRIPTS.items() if base in {"flux-dev", "sd35"})
+FLUX = frozenset(script for script, (base, _) in SCRIPTS.items() if base == "flux-dev")
+NO_TEXT = WORD | {"flux_train"}
+UNWEIGHED = frozenset({"sdxl_train", "sd3_train", "flux_train"})
+CLIP = frozenset({"train_network", "train_db", "train_textual_inversion"})
 NONE: frozenset[str] = frozenset()
 
 
@@ -49,13 +59,14 @@ NONE: frozenset[str] = frozenset()
 class Key:
     """`value` in TOML; `lands`: file and key of kohya's files -> value; `diffusers`: the same in config.toml of that engine.
 
-    `idle`: the scripts where it has no effect. `also`: what it needs beside it to matter.
+    `idle`: the scripts where it has no effect; `refused`: those where it cannot be. `also`: what it needs beside it to matter.
     """
 
     value: str
     lands: Mapping[str, object]
     diffusers: Mapping[str, object] = dataclasses.field(default_factory=dict)
     idle: frozenset[str] | set[str] = NONE
+    refused: frozenset[str] = NONE
     also: str = ""
 
 
@@ -63,7 +74,7 @@ TE = "train.text_encoder = true\n"
 KEYS: dict[str, Key] = {
     "name": Key(value='"other"', lands={"config output_name": "other"}, diffusers={"output_name": "other"}),
     "dataset.path": Key(value='"elsewhere"', lands={"plan dataset.source": Path("elsewhere")}),
-    "dataset.trigger": Key(value='"pix, el"', lands={"plan caption": "pix, el, a sword", "config metadata_tags": "pix, el"},
+    "dataset.trigger": Key(value='"pix, el"', lands={"plan caption": "pix, el, a sword", "config metadata_tags": "pix, el"}, refused=WORD,
                            diffusers={"metadata modelspec.trigger_phrase": "pix, el"}),
     "dataset.caption": Key(value='"a {name}!"', lands={"plan bare": "a bow!"}),
     "dataset.background": Key(value='"#102030"', lands={"plan dataset.background": "#102030"}),
@@ -75,7 +86,7 @@ KEYS: dict[str, Key] = {
                               diffusers={"dataset class_images": "/r/class"}),
     "dataset.instance_prompt": Key(value='"sks dog"', lands={"plan caption": "sks dog", "plan bare": "sks dog"}),
     "dataset.class_prompt": Key(value='"dog"', lands={"plan class": "dog"}, also='dataset.class_path = "c"\n'),
-    "dataset.prior_weight": Key(value="0.5", lands={"config prior_loss_weight": 0.5}, idle={"sdxl_train"},
+    "dataset.prior_weight": Key(value="0.5", lands={"config prior_loss_weight": 0.5}, idle=UNWEIGHED,
                                 diffusers={"train prior_loss_weight": 0.5}, also='dataset.class_path = "c"\n'),
     "network.rank": Key(value="7", lands={"config network_dim": 7}, diffusers={"network rank": 7}, idle=WHOLE),
     "network.alpha": Key(value="3.0", lands={"config network_alpha": 3.0}, diffusers={"network alpha": 3.0}, idle=WHOLE),
@@ -84,6 +95,14 @@ KEYS: dict[str, Key] = {
                              diffusers={"network conv_rank": 5, "network conv_alpha": 5.0}, idle=WHOLE | FLOW),
     "network.conv_alpha": Key(value="2.0", lands={"config network_args": ["conv_dim=5", "conv_alpha=2"]},
                               diffusers={"network conv_alpha": 2.0}, idle=WHOLE | FLOW, also="network.conv_rank = 5\n"),
+    "network.kind": Key(value='"oft"', lands={"config network_module": "networks.oft"}, idle=WHOLE,
+                        refused=frozenset({"sd3_train_network"})),
+    "network.factor": Key(value="4", lands={"config network_args": ["algo=lokr", "preset=attn-mlp", "factor=4"]}, idle=WHOLE, refused=LORA & FLOW,
+                          also='network.kind = "lokr"\n'),
+    "network.unit": Key(value="2", lands={"config network_args": ["unit=2"]}, idle=WHOLE, refused=LORA & FLOW, also='network.kind = "dylora"\n'),
+    "embedding.vectors": Key(value="3", lands={"config num_vectors_per_token": 3}, idle=SCRIPTS.keys() - WORD),
+    "embedding.start_word": Key(value='"bow"', lands={"config init_word": "bow"}, idle=SCRIPTS.keys() - WORD),
+    "train.gpus": Key(value="2", lands={"processes": "num_processes: 2"}),
     "train.steps": Key(value="77", lands={"config max_train_steps": 77}, diffusers={"train steps": 77}),
     "train.epochs": Key(value="3", lands={"config max_train_steps": 36}, diffusers={"train steps": 36},
                         also="train.batch_size = 1\n"),
@@ -94,8 +113,9 @@ KEYS: dict[str, Key] = {
                                  diffusers={"dataset batch_size": 2, "train gradient_accumulation": 3},
                                  also="train.batch_size = 2\n"),
     "train.learning_rate": Key(value="3e-5", lands={"config learning_rate": 3e-5}, diffusers={"train learning_rate": 3e-5}),
-    "train.text_encoder": Key(value="true", lands={"trained": True}, diffusers={"network train_text_encoder": True}),
-    "train.text_encoder_learning_rate": Key(value="7e-6", lands={"text encoder rate": 7e-6},
+    "train.text_encoder": Key(value="true", lands={"trained": True}, diffusers={"network train_text_encoder": True},
+                              idle=NO_TEXT),
+    "train.text_encoder_learning_rate": Key(value="7e-6", lands={"text encoder rate": 7e-6}, idle=NO_TEXT,
                                             diffusers={"train text_encoder_learning_rate": 7e-6}, also=TE),
     "train.optimizer": Key(value='"prodigy"', lands={"config optimizer_type": "Prodigy"}),
     "train.scheduler": Key(value='"linear"', lands={"config lr_scheduler": "linear"}, diffusers={"train scheduler": "linear"}),
@@ -106,7 +126,7 @@ KEYS: dict[str, Key] = {
     "train.noise_offset": Key(value="0.05", lands={"config noise_offset": 0.05}, diffusers={"train noise_offset": 0.05},
                               idle=FLOW),
     "train.caption_dropout": Key(value="0.1", lands={"subset caption_dropout_rate": 0.1},
-                                 diffusers={"dataset caption_dropout": 0.1}),
+                                 diffusers={"dataset caption_dropout": 0.1}, idle=WORD),
     "train.shuffle_caption": Key(value="true", lands={"general shuffle_caption": True, "general keep_tokens": 1},
                                  also='dataset.trigger = "pix"\n'),
     "train.gradient_checkpointing": Key(value="true", lands={"config gradient_checkpointing": True},
@@ -117,11 +137,11 @@ KEYS: dict[str, Key] = {
     "train.save_every_steps": Key(value="11", lands={"config save_every_n_steps": 11}, diffusers={"train save_every_steps": 11}),
     "train.save_every_epochs": Key(value="2", lands={"config save_every_n_steps": 24}, diffusers={"train save_every_steps": 24},
                                    also="train.batch_size = 1\n"),
-    "train.clip_skip": Key(value="2", lands={"config clip_skip": 2}, idle=SCRIPTS.keys() - {"train_network", "train_db"}),
+    "train.clip_skip": Key(value="2", lands={"config clip_skip": 2}, idle=SCRIPTS.keys() - CLIP),
     "sample.prompts": Key(value='["{trigger}, x"]', lands={"prompts prompt": "pix, x"}, diffusers={"sample prompts": ["pix, x"]},
                           also='dataset.trigger = "pix"\n'),
     "sample.negative": Key(value='"blur"', lands={"prompts negative_prompt": "blur"}, diffusers={"sample negative": "blur"},
-                           idle={"flux_train_network"}),
+                           idle=FLUX),
     "sample.every_steps": Key(value="13", lands={"config sample_every_n_steps": 13}, diffusers={"sample every_steps": 13}),
     "sample.every_epochs": Key(value="2", lands={"config sample_every_n_steps": 24}, diffusers={"sample every_steps": 24},
                                also="train.batch_size = 1\n"),
@@ -138,12 +158,14 @@ KEYS: dict[str, Key] = {
     "export.description": Key(value='"D"', lands={"config metadata_description": "D"},
                               diffusers={"metadata modelspec.description": "D"}),
 }  # fmt: skip
-# What no trainer reads: it chooses base, script and profile, or shipping reads it (tests/test_ship.py).
+# What no trainer reads: it chooses base, script and profile, shipping reads it (tests/test_ship.py), or a tracker (tests/test_track.py).
 # What decides how the source is read stands in tests/test_survey.py and tests/test_grids.py.
 ELSEWHERE = {
     "dataset.sheet",
     "dataset.grid",
     "dataset.repair",
+    "network.start_from",
+    "base_loras",
     "extends",
     "base",
     "family",
@@ -153,8 +175,13 @@ ELSEWHERE = {
     "kohya",
     "export.formats",
     "export.strength",
+    "track.tensorboard",
+    "track.wandb",
+    "track.wandb_mode",
 }
-REFUSED_BY_DIFFUSERS = {"dataset.alpha", "train.optimizer", "train.shuffle_caption", "train.clip_skip"}
+REFUSED_BY_DIFFUSERS = {
+    "dataset.alpha", "network.kind", "train.gpus", "train.optimizer", "train.shuffle_caption", "train.clip_skip",
+}  # fmt: skip
 
 
 def test_the_table_is_complete() -> None:
@@ -175,6 +202,7 @@ def make_plan(folder: Path, lines: str, *, base: str, method: str = "lora", engi
     """A plan of 11 captioned 32 px sprites and one without caption; class images where the preset names some."""
     given = {line.partition(" ")[0] for line in lines.splitlines()}
     defaults = {"name": '"p"', "base": f'"{base}"', "method": f'"{method}"', "dataset.path": '"s"'}
+    defaults |= {"dataset.trigger": '"pixword"'} if method == "textual-inversion" else {}
     defaults |= {"sample.prompts": '["x"]'} if "sample.prompts" not in given else {}
     text = "".join(f"{key} = {value}\n" for key, value in defaults.items() if key not in given) + lines
     file = folder / "p.toml"
@@ -240,8 +268,11 @@ def look_up(place: str, plan: Plan, files: Mapping[str, Any], script: str) -> ob
         return flat.pop() if len(flat) == 1 else flat
     if place == "guidance":
         return files["prompts"].get("guidance_scale", files["prompts"]["scale"])
-    if place == "accelerate":
-        return next(line for line in files["accelerate"].splitlines() if line.startswith("mixed_precision"))
+    if place in {"accelerate", "processes"}:
+        start = {"accelerate": "mixed_precision", "processes": "num_processes"}[place]
+        return next(line for line in files["accelerate"].splitlines() if line.startswith(start))
+    if place == "config network_module":
+        return str(config.get(key)).replace("_flux", "")
     if section == "plan":
         dataset = plan.dataset
         found = {
@@ -253,7 +284,7 @@ def look_up(place: str, plan: Plan, files: Mapping[str, Any], script: str) -> ob
             "dataset.background": dataset.background,
             "dataset.alpha": dataset.alpha,
         }
-        return found[key]
+        return found[key].removeprefix("pixword, ") if key == "bare" else found[key]
     return files[section].get(key)
 
 
@@ -262,6 +293,10 @@ def look_up(place: str, plan: Plan, files: Mapping[str, Any], script: str) -> ob
 def test_kohya(tmp_path: Path, name: str, script: str) -> None:
     key = KEYS[name]
     base, method = SCRIPTS[script]
+    if script in key.refused:
+        with pytest.raises(PresetError):
+            make_plan(tmp_path, f"{key.also}{name} = {key.value}\n", base=base, method=method)
+        return
     plan = make_plan(tmp_path, f"{key.also}{name} = {key.value}\n", base=base, method=method)
     assert kohya.script_of(plan) == script
     files = rendered(plan, tmp_path)

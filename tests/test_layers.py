@@ -13,13 +13,15 @@ import pixelkit
 ROOT = Path(pixelkit.__file__).parent
 FLOORS = (
     ("errors", "paths", "progress", "toml_lines", "toml_text"),
-    ("rundir", "process", "diagnosis", "canvas", "symptoms", "pixelgrid", "words"),
+    ("rundir", "process", "diagnosis", "canvas", "symptoms", "pixelgrid", "words", "notify"),
     ("preset", "preset_file", "catalog", "hardware", "sources", "tiny"),
     ("plan",),
-    ("engines", "render", "launch", "display"),
-    ("dataset", "evaluate", "ship"),
-    ("ready",),
+    ("engines", "render", "launch", "display", "measures", "track", "track_tensorboard", "track_wandb"),
+    ("dataset", "evaluate", "ship", "start", "registry"),
+    ("ready", "tuned"),
+    ("training", "ladder"),
     ("pipeline",),
+    ("queue", "tune"),
     ("cli", "__main__"),
 )
 # Within a floor, who may lean on whom: written down, so that it stays a list and does not become a habit.

@@ -76,6 +76,8 @@ def test_one_error_with_its_place(text: str, code: int, said: str) -> None:
 @pytest.mark.parametrize("value", ['"x"', "[1]", "-5"])
 @pytest.mark.parametrize("option", KOHYA_TERMS)
 def test_kohyas_names_with_impossible_values(option: str, value: str) -> None:
+    if (option, value) == ("init_word", '"x"'):
+        pytest.skip("a word is what it wants")
     result = check(TOP + DATA + f"[kohya]\n{option} = {value}\n")
     assert result.exit_code == 3
     assert f"p.toml:6 [kohya] {option}" in result.output

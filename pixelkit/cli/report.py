@@ -108,24 +108,34 @@ def print_plan(plan: Plan) -> None:
     title = f"{plan.method} on {plan.base.name} ({plan.base.spec.title}) with the {plan.engine} engine"
     click.echo(f"{click.style(plan.name, bold=True)}: {title}")
     click.echo(f"base      {plan.base.location}{'' if plan.base.local else '  (from the hub)'}")
+    for path, strength in plan.base_loras:
+        click.echo(f"          with {path} at {strength:g} baked into it")
     click.echo(f"hardware  {plan.hardware}: {plan.machine}")
     click.echo(f"sprites   {len(dataset.sprites)} from {dataset.source} ({', '.join(shown)}){class_images}")
     click.echo(f"canvases  {buckets} images an epoch")
     fused = ", fused" if train.fused_optimizer else ""
     lora: dict[str, object] = {
+        "network.kind": plan.network.kind,
         "network.rank": plan.network.rank,
         "network.alpha": f"{plan.network.alpha:g}",
         "network.dropout": plan.network.dropout,
         "network.conv_rank": plan.network.conv_rank or "none",
+        **({"network.start_from": plan.network.start_from} if plan.network.start_from else {}),
     }
+    word: dict[str, object] = (
+        {"embedding.vectors": plan.embedding.vectors, "embedding.start_word": plan.embedding.start_word or "noise"}
+        if plan.embedding
+        else {}
+    )
     rows: dict[str, object] = {
         "dataset.resolution": dataset.resolution,
         "dataset.repeats": dataset.repeats,
         "dataset.trigger": dataset.trigger or "none",
         "dataset.background": dataset.background,
-        **(lora if plan.method == "lora" else {}),
+        **{"lora": lora, "model": {}, "embedding": word}[plan.makes],
         "train.steps": f"{train.steps} = {train.epochs:g} epochs of {train.steps_per_epoch}",
         "train.batch_size": train.batch_size,
+        **({"train.gpus": train.gpus} if train.gpus > 1 else {}),
         "train.gradient_accumulation": f"{train.gradient_accumulation} (effective batch {train.effective_batch})",
         "train.learning_rate": f"{train.learning_rate:g}",
         "train.text_encoder": train.train_text_encoder,

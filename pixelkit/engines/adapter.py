@@ -35,7 +35,8 @@ class EngineData:
     """What the engine reads besides its configuration: the prepared set, and the sd-scripts checkout.
 
     `images`: folders of the set with how often an epoch shows each of their images. `latents`: where encoded images may
-    be kept for other runs; its name changes with whatever changes them.
+    be kept for other runs; its name changes with whatever changes them. `base`: a base made for this run, in place of the
+    plan's; `weights`: an earlier LoRA to go on from, at the plan's rank.
     """
 
     root: Path
@@ -43,6 +44,8 @@ class EngineData:
     class_images: Path | None
     latents: Path
     sd_scripts: Path | None
+    base: Path | None = None
+    weights: Path | None = None
 
 
 class Engine(Protocol):

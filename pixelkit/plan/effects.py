@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pixelkit.plan.model import Plan
+    from pixelkit.preset import Family, Method, NetworkKind
     from pixelkit.preset_file import LoadedPreset
 
 FLOW = frozenset({"flux", "sd3"})  # trained by flow matching, on transformers
@@ -28,11 +29,49 @@ def _family(plan: Plan) -> str:
     return plan.base.spec.family
 
 
+def why_no_text_encoder(method: Method, kind: NetworkKind, family: Family) -> str:
+    """Why a method or a kind of network cannot train the text encoder; empty where it can."""
+    if method == "textual-inversion":
+        return "textual-inversion trains a new word only"
+    if method != "lora":
+        return "sd-scripts trains FLUX's transformer only" if family == "flux" else ""
+    return "oft turns the layers of the UNet or transformer only" if kind == "oft" else ""
+
+
+def _lacks_text_encoder(plan: Plan) -> bool:
+    return bool(why_no_text_encoder(plan.method, plan.network.kind, _family(plan)))
+
+
 IDLE: tuple[Idle, ...] = (
     Idle(
         keys=("network.*",),
-        when=lambda plan: plan.method == "dreambooth",
-        why="dreambooth trains the whole model, there is no LoRA",
+        when=lambda plan: plan.makes != "lora",
+        why="only method = lora has a network",
+    ),
+    Idle(
+        keys=("embedding.*",),
+        when=lambda plan: plan.makes != "embedding",
+        why="only method = textual-inversion makes a new word",
+    ),
+    Idle(
+        keys=("network.factor",),
+        when=lambda plan: plan.makes == "lora" and plan.network.kind != "lokr",
+        why="only a lokr has one",
+    ),
+    Idle(
+        keys=("network.unit",),
+        when=lambda plan: plan.makes == "lora" and plan.network.kind != "dylora",
+        why="only a dylora has one",
+    ),
+    Idle(
+        keys=("network.dropout",),
+        when=lambda plan: plan.makes == "lora" and plan.network.kind in {"dylora", "oft"},
+        why="this kind of network has none",
+    ),
+    Idle(
+        keys=("network.conv_alpha",),
+        when=lambda plan: plan.makes == "lora" and plan.network.kind == "oft",
+        why="oft has one alpha",
     ),
     Idle(
         keys=("train.min_snr_gamma", "train.noise_offset"),
@@ -41,13 +80,18 @@ IDLE: tuple[Idle, ...] = (
     ),
     Idle(
         keys=("network.conv_rank", "network.conv_alpha"),
-        when=lambda plan: _family(plan) in FLOW and plan.method == "lora",
+        when=lambda plan: _family(plan) in FLOW and plan.makes == "lora",
         why="this base has no convolutions",
     ),
     Idle(
         keys=("network.conv_alpha",),
-        when=lambda plan: plan.preset.network.conv_rank is None and _family(plan) not in FLOW and plan.method == "lora",
+        when=lambda plan: plan.preset.network.conv_rank is None and _family(plan) not in FLOW and plan.makes == "lora",
         why="there is no conv_rank",
+    ),
+    Idle(
+        keys=("train.caption_dropout",),
+        when=lambda plan: plan.makes == "embedding",
+        why="sd-scripts has none for textual inversion",
     ),
     Idle(
         keys=("train.clip_skip",),
@@ -56,8 +100,15 @@ IDLE: tuple[Idle, ...] = (
     ),
     Idle(
         keys=("train.text_encoder_learning_rate",),
-        when=lambda plan: not plan.train.train_text_encoder,
+        when=lambda plan: not plan.train.train_text_encoder and not _lacks_text_encoder(plan),
         why="the text encoder is not trained; train.text_encoder = true does",
+    ),
+    Idle(
+        keys=("train.text_encoder", "train.text_encoder_learning_rate"),
+        when=lambda plan: (
+            bool(plan.preset.train.text_encoder or not plan.train.train_text_encoder) and _lacks_text_encoder(plan)
+        ),
+        why="this method, or this kind of network, does not train it",
     ),
     Idle(
         keys=("train.warmup_steps",),
@@ -96,8 +147,10 @@ IDLE: tuple[Idle, ...] = (
     ),
     Idle(
         keys=("dataset.prior_weight",),
-        when=lambda plan: bool(plan.dataset.class_sprites) and plan.method == "dreambooth" and _family(plan) == "sdxl",
-        why="sd-scripts' sdxl_train weighs class images like all others",
+        when=lambda plan: (
+            bool(plan.dataset.class_sprites) and plan.makes == "model" and _family(plan) not in STABLE_DIFFUSION
+        ),
+        why="sd-scripts' sdxl_train, sd3_train and flux_train weigh class images like all others",
     ),
     Idle(
         keys=("dataset.caption",),
@@ -126,5 +179,5 @@ def find_idle(loaded: LoadedPreset, plan: Plan) -> Iterator[str]:
     formats = [name for name in loaded.preset.export.formats if name != "kohya"]
     if formats and loaded.is_written("export", "formats"):
         where = f"{loaded.where('export', 'formats')} formats: no"
-        if plan.method == "dreambooth":
-            yield f"{where} {' and '.join(formats)}; a whole model is shipped as it is"
+        if plan.makes != "lora":
+            yield f"{where} {' and '.join(formats)}; what is no LoRA is shipped as the trainer wrote it"

@@ -13,8 +13,13 @@ if TYPE_CHECKING:
     from pixelkit.canvas import Bucket, Canvas
     from pixelkit.catalog import Base
     from pixelkit.hardware import Machine
-    from pixelkit.preset import Preset
+    from pixelkit.preset import Method, NetworkKind, Preset
     from pixelkit.sources import Sprite
+
+
+def makes(method: Method) -> Literal["lora", "model", "embedding"]:
+    """What a method makes."""
+    return "lora" if method == "lora" else "embedding" if method == "textual-inversion" else "model"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +50,29 @@ class DatasetPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkPlan:
-    """The LoRA's shape; conv_rank 0 = no convolutions."""
+    """The LoRA's shape; conv_rank 0 = no convolutions, factor and unit 0 = the network's own choice.
 
+    `start_from`: an earlier LoRA, brought to this shape before training.
+    """
+
+    kind: NetworkKind
     rank: int
     alpha: float
     dropout: float
     conv_rank: int
     conv_alpha: float
+    factor: int
+    unit: int
+    start_from: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingPlan:
+    """A new word: `vectors` behind `token`, which start as those of `start_word`, or as noise."""
+
+    token: str
+    vectors: int
+    start_word: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +98,7 @@ class TrainPlan:
     caption_dropout: float
     shuffle_caption: bool
     gradient_checkpointing: bool
+    gpus: int
     compile: bool
     precision: str
     save_precision: str
@@ -87,8 +109,8 @@ class TrainPlan:
 
     @property
     def effective_batch(self) -> int:
-        """Images per optimizer step."""
-        return self.batch_size * self.gradient_accumulation
+        """Images per optimizer step, over all GPUs."""
+        return self.batch_size * self.gradient_accumulation * self.gpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,15 +133,17 @@ class Plan:
     """Everything that a run will do. `sources` says for each value, by its dotted name, where it comes from."""
 
     name: str
-    method: Literal["lora", "dreambooth"]
+    method: Method
     engine: Literal["kohya", "diffusers"]
     base: Base
+    base_loras: tuple[tuple[Path, float], ...]
     hardware: str
     device: Literal["cuda", "rocm", "mps", "cpu"]
     machine: Machine
     environment: Mapping[str, str]
     dataset: DatasetPlan
     network: NetworkPlan
+    embedding: EmbeddingPlan | None
     train: TrainPlan
     sample: SamplePlan
     preset: Preset
@@ -128,11 +152,16 @@ class Plan:
     sources: Mapping[str, str]
     warnings: tuple[str, ...]
 
+    @property
+    def makes(self) -> Literal["lora", "model", "embedding"]:
+        """What comes out."""
+        return makes(self.method)
+
     def as_dict(self) -> dict[str, Any]:
         """The plan as plain values, for plan.json."""
         content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         content["preset"] = self.preset.model_dump(mode="json", exclude_defaults=True)
         content["base"] = {**vars(self.base), "spec": self.base.spec.model_dump(mode="json")}
-        for name in ("dataset", "network", "train", "sample", "machine"):
-            content[name] = dataclasses.asdict(content[name])
+        for name in ("dataset", "network", "embedding", "train", "sample", "machine"):
+            content[name] = content[name] and dataclasses.asdict(content[name])
         return content

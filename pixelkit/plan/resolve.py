@@ -11,8 +11,9 @@ from pixelkit.canvas import batches_per_epoch
 from pixelkit.catalog import Base, HardwareProfile, expected_memory
 from pixelkit.errors import PresetError
 from pixelkit.plan.data import plan_dataset
-from pixelkit.plan.effects import FLOW, STABLE_DIFFUSION, find_idle
-from pixelkit.plan.model import DatasetPlan, NetworkPlan, Plan, SamplePlan, TrainPlan
+from pixelkit.plan.effects import FLOW, STABLE_DIFFUSION, find_idle, why_no_text_encoder
+from pixelkit.plan.model import DatasetPlan, Plan, SamplePlan, TrainPlan, makes
+from pixelkit.plan.network import plan_base_loras, plan_embedding, plan_network
 from pixelkit.plan.settle import Resolver
 from pixelkit.sources import Survey
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pixelkit.preset_file import LoadedPreset
 
 DEFAULT_STEPS = 1500
+EMBEDDING_RATE = 5e-4  # diffusers' textual_inversion script; a hundredth of it hardly moves a vector
 
 
 def resolve(
@@ -47,18 +49,20 @@ def resolve(
         )
     dataset = plan_dataset(resolver, base, survey, class_survey.sprites)
     train = _plan_train(resolver, base, profile, machine, dataset)
-    network = _plan_network(resolver, base)
+    network = plan_network(resolver, base)
     area = max(bucket.width * bucket.height for bucket in dataset.buckets)
     memory = expected_memory(
         base.spec,
         batch_size=train.batch_size,
         checkpointing=train.gradient_checkpointing,
         canvas_area=area,
-        optimizer=train.optimizer if preset.method == "dreambooth" else None,
+        optimizer=train.optimizer if makes(preset.method) == "model" else None,
     )
     kohya = {**profile.kohya, **family.kohya, **base.spec.kohya}
-    if preset.method == "dreambooth":  # only a base that stands still can be kept in 8 bits
+    if preset.method != "lora":  # only a base that a LoRA's script holds still can be kept in 8 bits
         kohya = {key: value for key, value in kohya.items() if key not in {"fp8_base", "fp8_base_unet"}}
+    if base.spec.family == "flux" and makes(preset.method) == "model":
+        kohya |= _whole_flux(train)
     kohya |= preset.kohya
     savers = {"fp8_base", "fp8_base_unet", "blocks_to_swap"} & kohya.keys()
     _warn_machine(resolver, profile, machine, train)
@@ -82,12 +86,14 @@ def resolve(
         method=preset.method,
         engine=engine,
         base=base,
+        base_loras=plan_base_loras(resolver, base),
         hardware=profile_name,
         device=profile.kind,
         machine=machine,
         environment=profile.environment,
         dataset=dataset,
         network=network,
+        embedding=plan_embedding(resolver, dataset.trigger),
         train=train,
         sample=_plan_sample(resolver, base, dataset, train),
         preset=preset,
@@ -97,6 +103,14 @@ def resolve(
         warnings=(),
     )
     return dataclasses.replace(plan, warnings=(*resolver.warnings, *find_idle(loaded, plan)))
+
+
+def _whole_flux(train: TrainPlan) -> dict[str, bool]:
+    """Twelve billion weights: in bf16 throughout, and each updated as soon as its gradient is there (flux_train.py:476)."""
+    options = {"full_bf16": True} if train.precision == "bf16" else {}
+    if train.optimizer == "adafactor" and train.gradient_accumulation == 1:
+        options["fused_backward_pass"] = True
+    return options
 
 
 def _warn_machine(resolver: Resolver, profile: HardwareProfile, machine: Machine, train: TrainPlan) -> None:
@@ -123,7 +137,8 @@ def _plan_train(
     preset = resolver.loaded.preset.train
     batch, accumulation = _plan_batch(resolver, profile, base)
     batches = batches_per_epoch(dataset.buckets, batch_size=batch)
-    steps_per_epoch = math.ceil(batches / accumulation)
+    gpus = resolver.settle("train.gpus")
+    steps_per_epoch = math.ceil(math.ceil(batches / gpus) / accumulation)
     if preset.epochs:
         steps, source = (
             preset.epochs * steps_per_epoch,
@@ -139,7 +154,7 @@ def _plan_train(
     elif warmup > steps // 2:
         resolver.warnings.append(f"warm-up of {warmup} steps in {steps} steps: lowered to {steps // 10}")
         warmup, resolver.sources["train.warmup_steps"] = steps // 10, f"lowered from {warmup}"
-    train_text_encoder = resolver.settle("train.text_encoder", (base.spec.train_text_encoder, resolver.base_name))
+    train_text_encoder = _plan_text_encoder(resolver, base)
     family, flow = profile.families[base.spec.family], base.spec.family in FLOW
     above = family.checkpointing_above
     unchecked = (above is None or batch <= above) and (family.unchecked_needs_gib or 0) <= machine.available_gib
@@ -152,9 +167,12 @@ def _plan_train(
     ):
         precision, precision_source = "fp16", f"{machine.device} has no bf16"
     checkpointing = resolver.settle("train.gradient_checkpointing", (not unchecked, resolver.hardware_name))
-    learning_rate = resolver.settle("train.learning_rate")
-    whole_model = resolver.loaded.preset.method == "dreambooth"
-    optimizer = resolver.settle("train.optimizer", (profile.optimizer, resolver.hardware_name))
+    made = makes(resolver.loaded.preset.method)
+    learning_rate = resolver.settle(
+        "train.learning_rate", *([(EMBEDDING_RATE, "textual-inversion")] if made == "embedding" else ())
+    )
+    whole_flux = [("adafactor", "the whole of FLUX")] if made == "model" and base.spec.family == "flux" else []
+    optimizer = resolver.settle("train.optimizer", *whole_flux, (profile.optimizer, resolver.hardware_name))
     for key in (
         "max_grad_norm",
         "min_snr_gamma",
@@ -174,7 +192,7 @@ def _plan_train(
         train_text_encoder=train_text_encoder,
         text_encoder_learning_rate=resolver.settle(
             "train.text_encoder_learning_rate",
-            (learning_rate, "learning_rate") if whole_model else (learning_rate / 2, "half of learning_rate"),
+            (learning_rate / 2, "half of learning_rate") if made == "lora" else (learning_rate, "learning_rate"),
         ),
         cache_text_encoder=_may_cache_text_encoder(resolver, base, train_text_encoder=train_text_encoder),
         optimizer=resolver.overrule("train.optimizer", "optimizer_type", optimizer),
@@ -187,6 +205,7 @@ def _plan_train(
         caption_dropout=preset.caption_dropout,
         shuffle_caption=preset.shuffle_caption,
         gradient_checkpointing=checkpointing,
+        gpus=gpus,
         compile=family.compile and base.spec.layout == "stock" and (base.spec.family != "sdxl" or not checkpointing),
         precision=resolver.settle("train.precision", (precision, precision_source)),
         save_precision=profile.save_precision,
@@ -203,14 +222,18 @@ def _plan_batch(resolver: Resolver, profile: HardwareProfile, base: Base) -> tup
     most = profile.families[base.spec.family].batch_size
     if preset.effective_batch:
         origin = str(resolver.loaded.origin("train", "effective_batch"))
-        batch = preset.batch_size or max(
-            size for size in range(1, preset.effective_batch + 1) if preset.effective_batch % size == 0 and size <= most
-        )
+        share, odd = divmod(preset.effective_batch, preset.gpus)
+        if odd or (preset.batch_size and share % preset.batch_size):
+            raise PresetError(
+                f"{origin} effective_batch = {preset.effective_batch} is no multiple of"
+                f" {f'batch_size = {preset.batch_size} on ' if preset.batch_size else ''}{preset.gpus} GPUs"
+            )
+        batch = preset.batch_size or max(size for size in range(1, share + 1) if share % size == 0 and size <= most)
         resolver.sources["train.batch_size"] = (
             str(resolver.loaded.origin("train", "batch_size")) if preset.batch_size else resolver.hardware_name
         )
         resolver.sources["train.gradient_accumulation"] = f"effective_batch {preset.effective_batch} ({origin})"
-        return batch, preset.effective_batch // batch
+        return batch, share // batch
     batch = resolver.settle("train.batch_size", (most, resolver.hardware_name))
     if not preset.batch_size and preset.steps:
         resolver.warnings.append(
@@ -220,10 +243,21 @@ def _plan_batch(resolver: Resolver, profile: HardwareProfile, base: Base) -> tup
     return batch, resolver.settle("train.gradient_accumulation", (1, "default"))
 
 
+def _plan_text_encoder(resolver: Resolver, base: Base) -> bool:
+    """Whether the text encoder is trained: by the method and the network where they leave no choice."""
+    preset = resolver.loaded.preset
+    wanted = bool(resolver.settle("train.text_encoder", (base.spec.train_text_encoder, resolver.base_name)))
+    why = why_no_text_encoder(preset.method, preset.network.kind, base.spec.family)
+    if why:
+        resolver.sources["train.text_encoder"] = why
+    return wanted and not why
+
+
 def _may_cache_text_encoder(resolver: Resolver, base: Base, *, train_text_encoder: bool) -> bool:
     """SDXL, SD3 and FLUX keep the captions' encodings, so that the text encoders leave the memory (train_util.py:1102)."""
     preset = resolver.loaded.preset.train
-    if base.spec.family in {"sd15", "sd2"} or train_text_encoder:
+    word = resolver.loaded.preset.method == "textual-inversion"
+    if base.spec.family in {"sd15", "sd2"} or train_text_encoder or word:
         return False
     if preset.caption_dropout or preset.shuffle_caption:
         resolver.warnings.append(
@@ -245,21 +279,6 @@ def _every(resolver: Resolver, name: str, steps_per_epoch: int) -> int:
         return int(epochs * steps_per_epoch)
     resolver.sources[f"{name}_steps"] = "default"
     return 0
-
-
-def _plan_network(resolver: Resolver, base: Base) -> NetworkPlan:
-    network = resolver.loaded.preset.network
-    rank = resolver.settle("network.rank")
-    conv_rank = 0 if base.spec.family in FLOW else network.conv_rank or 0
-    for key in ("dropout", "conv_rank", "conv_alpha"):
-        resolver.settle(f"network.{key}", (0, "default"))
-    return NetworkPlan(
-        rank=rank,
-        alpha=float(resolver.settle("network.alpha", (float(rank), "the rank"))),
-        dropout=network.dropout,
-        conv_rank=conv_rank,
-        conv_alpha=float(network.conv_alpha or conv_rank),
-    )
 
 
 def _plan_sample(resolver: Resolver, base: Base, dataset: DatasetPlan, train: TrainPlan) -> SamplePlan:

@@ -35,6 +35,8 @@ KOHYA_TERMS: Mapping[str, tuple[str, str]] = {
     "network_dim": ("network", "rank"),
     "network_alpha": ("network", "alpha"),
     "network_dropout": ("network", "dropout"),
+    "num_vectors_per_token": ("embedding", "vectors"),
+    "init_word": ("embedding", "start_word"),
     "prior_loss_weight": ("dataset", "prior_weight"),
     "sample_every_n_steps": ("sample", "every_steps"),
     "sample_every_n_epochs": ("sample", "every_epochs"),

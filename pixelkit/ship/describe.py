@@ -75,13 +75,19 @@ def describe_run(
     return Sidecar(
         model_name=plan.name,
         base_model=plan.base.name,
-        type="lora" if plan.method == "lora" else "checkpoint",
+        type={"lora": "lora", "model": "checkpoint", "embedding": "embedding"}[plan.makes],
         training_date=trained,
         dataset_name=plan.dataset.source.name,
         dataset_size=len(plan.dataset.sprites),
         dataset_version=fingerprint,
         hyperparameters={
-            **(dataclasses.asdict(plan.network) if plan.method == "lora" else {}),
+            **(dataclasses.asdict(plan.network) if plan.makes == "lora" else {}),
+            **(dataclasses.asdict(plan.embedding) if plan.embedding else {}),
+            **(
+                {"base_loras": [f"{path.name}:{strength:g}" for path, strength in plan.base_loras]}
+                if plan.base_loras
+                else {}
+            ),
             **dataclasses.asdict(plan.train),
             "resolution": plan.dataset.resolution,
             "repeats": plan.dataset.repeats,
@@ -100,15 +106,25 @@ def describe_run(
 
 def describe_line(plan: Plan) -> str:
     """The run in one line, for the sheet."""
-    rank = [f"rank {plan.network.rank}, alpha {plan.network.alpha:g}"] if plan.method == "lora" else []
+    made = {
+        "lora": [name_network(plan), f"rank {plan.network.rank}, alpha {plan.network.alpha:g}"],
+        "model": ["whole model"],
+        "embedding": [f"word of {plan.embedding.vectors} vectors" if plan.embedding else ""],
+    }[plan.makes]
     parts = (
-        f"{'LoRA' if plan.method == 'lora' else 'DreamBooth'} on {plan.base.spec.title}",
-        *rank,
+        f"{made[0]} on {plan.base.spec.title}",
+        *made[1:],
         f"{len(plan.dataset.sprites)} sprites",
         f"{plan.train.steps:,} steps",
         f"engine {plan.engine}",
     )
     return " · ".join(parts)
+
+
+def name_network(plan: Plan) -> str:
+    """The kind of network as people write it."""
+    names = {"lora": "LoRA", "dora": "DoRA", "loha": "LoHa", "lokr": "LoKr", "dylora": "DyLoRA", "oft": "OFT"}
+    return names[plan.network.kind]
 
 
 def find_cell(plan: Plan) -> tuple[int, int, int]:

@@ -44,7 +44,7 @@ def export(plan: Plan, source: Path, folder: Path, metadata: Mapping[str, str], 
     What a format cannot hold is a remark. Raises ShipError where the model itself, or a disk, is at fault.
     """
     target = folder / source.name
-    if plan.method != "lora":
+    if plan.makes != "lora":
         _link(source, target)
         return Exports(files={"kohya": target}, remarks=())
     files, remarks = {"kohya": target}, []
@@ -54,7 +54,11 @@ def export(plan: Plan, source: Path, folder: Path, metadata: Mapping[str, str], 
         copy_signed(source, target, metadata)
     except ConversionError as error:
         raise ShipError(f"the model is trained ({source}), but not exported: {error}") from error
-    for name in (name for name in plan.preset.export.formats if name != "kohya"):
+    others = [name for name in plan.preset.export.formats if name != "kohya"]
+    if plan.network.kind == "oft" and others:
+        remarks.append(f"not exported as {' or '.join(others)}: an OFT is no LoRA, and only the kohya file holds one")
+        others = []
+    for name in others:
         out = folder / NAMES[name].format(name=plan.name)
         _remove(out)
         try:

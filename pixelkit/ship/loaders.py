@@ -65,7 +65,7 @@ def _look(bench: Any, name: str, path: Path) -> dict[str, Any]:
     if name == "kohya" and bench.kind == "outputs":
         program = bench.reference
     try:
-        if name == "kohya":
+        if name == "kohya" and bench.kind == "modules":
             refuse_other_kinds(path)
         return {"program": program, **bench.look(name, path)}
     except CannotCheck as reason:
@@ -95,11 +95,14 @@ class Outputs:
 
     def __init__(self, request: dict[str, Any]) -> None:
         self._kohya = Path(request["files"]["kohya"])
-        refuse_other_kinds(self._kohya)
+        self._sd_scripts = has_sd_scripts(request)
+        if not self._sd_scripts:
+            refuse_other_kinds(self._kohya)
+        else:
+            import_network(self._kohya, request["family"])
         self._models = load_base(request)
         self._family = request["family"]
         self._plain = run(self._models)
-        self._sd_scripts = has_sd_scripts(request)
         self.reference = "sd-scripts" if self._sd_scripts else "pixelkit's diffusers engine"
         self._wanted: dict[str, Any] = {}
 
@@ -191,19 +194,34 @@ def load_diffusers(path: Path, models: dict[str, Any], family: str) -> dict[str,
     return models
 
 
-def apply_network(path: Path, models: dict[str, Any], family: str) -> Any:
-    """sd-scripts' own network for this file, in these models. Raises ValueError for keys that are not the models'."""
+def import_network(path: Path, family: str) -> Any:
+    """The module that sd-scripts runs this file's kind of network with. Raises CannotCheck where it is not here."""
     import importlib
 
-    names = {"flux": "networks.lora_flux", "sd3": "networks.lora_sd3"}
-    module = importlib.import_module(names.get(family, "networks.lora"))
+    from converters.tensors import read_file
+
+    parts = {key.partition(".")[2] for key in read_file(path).tensors}
+    name = {"flux": "networks.lora_flux", "sd3": "networks.lora_sd3"}.get(family, "networks.lora")
+    if "oft_blocks" in parts:
+        name = "networks.oft_flux" if family == "flux" else "networks.oft"
+    elif parts - {"lora_down.weight", "lora_up.weight", "alpha"}:
+        name = "lycoris.kohya"
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise CannotCheck(f"{name} is not installed here") from error
+
+
+def apply_network(path: Path, models: dict[str, Any], family: str) -> Any:
+    """sd-scripts' own network for this file, in these models. Raises ValueError for keys that are not the models'."""
+    module = import_network(path, family)
     encoders = [models[part] for part in ("text_encoder", "text_encoder_2", "text_encoder_3") if part in models]
     one = family in OUTPUTS
     encoder = encoders[0] if one and encoders else encoders
     network, weights = module.create_network_from_weights(
         1.0, str(path), None, encoder, models.get("unet", models.get("transformer"))
     )
-    network.apply_to(encoder, models.get("unet", models.get("transformer")))
+    network.apply_to(encoder, models.get("unet", models.get("transformer")), True, True)  # noqa: FBT003 - sd-scripts' own order
     found = network.load_state_dict({key: value.float() for key, value in weights.items()}, strict=False)
     if wrong := [*found.missing_keys, *found.unexpected_keys]:
         raise ValueError(f"{len(wrong)} keys are not the base's, {wrong[0]} for one")

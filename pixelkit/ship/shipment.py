@@ -61,7 +61,7 @@ def ship(
     source = run.model(plan.name)
     run.export.mkdir(parents=True, exist_ok=True)
     trained = datetime.fromtimestamp(source.stat().st_mtime, UTC)
-    if plan.method == "lora":
+    if plan.makes == "lora":
         with start_loader(sd_scripts) as loader:  # it makes itself ready while we draw and convert
             seen = _look_back(plan, run, palette)
             exports = export(plan, source, run.export, describe_model(plan, trained, thumbnail=seen.thumbnail), trained)
@@ -69,7 +69,7 @@ def ship(
     else:
         seen = _look_back(plan, run, palette)
         exports = export(plan, source, run.export, {}, trained)
-        loading = Loading(checked=None, why="a whole model is shipped as the trainer wrote it")
+        loading = Loading(checked=None, why="what is no LoRA is shipped as the trainer wrote it")
     run.update(loading=loading.as_dict())
     _refuse_failed(loading, exports, source)
     model = exports.files["kohya"]
@@ -91,7 +91,7 @@ def ship(
     engine = f"kohya sd-scripts at {commit[:8]}" if commit else f"the {plan.engine} engine"
     summary = [f"trained {plan.train.steps} steps with {engine}{f' in {seconds:.0f} s' if seconds else ''}"]
     summary += [f"shipped to {run.export}: {', '.join(path.name for path in shipped)}"]
-    summary += [*exports.remarks, *(loading.tell() if plan.method == "lora" else ())]
+    summary += [*exports.remarks, *(loading.tell() if plan.makes == "lora" else ())]
     if seen.shares:
         summary.append(f"pixels in the sprites' palette: {seen.shares[0]:.1%} before, {seen.shares[1]:.1%} after")
     return Shipment(model=model, exports=shipped, metrics=seen.metrics, summary=tuple(summary), loading=loading)
@@ -164,7 +164,7 @@ def _refuse_failed(loading: Loading, exports: Exports, source: Path) -> None:
 
 def _write_beside(plan: Plan, folder: Path, model: Path, trained: datetime, seen: _Seen) -> list[Path]:
     """The preview and what other programs read beside a LoRA."""
-    if plan.method != "lora":
+    if plan.makes != "lora":
         return []
     preview = folder / f"{plan.name}.preview.png"
     if seen.best:

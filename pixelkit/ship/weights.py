@@ -31,6 +31,10 @@ _EXPONENT: Mapping[str, tuple[type[np.unsignedinteger], int]] = {
 }
 
 
+# What starts as 0 in each kind of network, so that it says whether anything was learned.
+_LEARNED = frozenset({"lora_up.weight", "hada_w2_a", "lokr_w2_b", "lokr_w2", "oft_blocks"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightsReport:
     """What a weights file holds: numbers of tensors and parameters, bytes on disk, the dtypes of its floats."""
@@ -45,7 +49,7 @@ def inspect_weights(path: Path, newer_than: float) -> WeightsReport:
     """Check that training made this file and that something was learned; it is read in pieces, without torch.
 
     `newer_than` is a unix time. Raises TrainingError with kind `no-file`, `stale` (older than that), `broken`,
-    `nonfinite`, or `untrained` (every `lora_up` is 0; in a file without them, everything is).
+    `nonfinite`, or `untrained` (everything that begins as 0 still is; in a file of no known kind, everything).
     """
     try:
         about = path.stat()
@@ -67,7 +71,8 @@ def inspect_weights(path: Path, newer_than: float) -> WeightsReport:
             kind="nonfinite",
             hint="halve train.learning_rate, or set train.precision to bf16; an earlier checkpoint may be sound",
         )
-    learned = [tensor for name, tensor in floats.items() if "lora_up" in name] or list(floats.values())
+    learned = [tensor for name, tensor in floats.items() if name.partition(".")[2] in _LEARNED]
+    learned = learned or list(floats.values())
     if not any(np.any(tensor.data) for tensor in learned):
         raise TrainingError(
             f"nothing was learned: every weight that training moves is still 0 in {path.name}",

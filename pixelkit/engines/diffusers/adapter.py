@@ -44,6 +44,12 @@ def check(plan: Plan, sd_scripts: Path | None) -> list[Problem]:  # noqa: ARG001
         refuse("base", plan.base.name, 'engine = "kohya" trains it')
     if plan.method != "lora":
         refuse("method", plan.method, 'engine = "kohya" does it')
+    if plan.network.kind != "lora":
+        refuse("network.kind", plan.network.kind, 'engine = "kohya" does it')
+    if plan.network.start_from:
+        refuse("network.start_from", plan.network.start_from.name, 'engine = "kohya" does it; base_loras bakes it in')
+    if plan.train.gpus > 1:
+        refuse("train.gpus", plan.train.gpus, 'engine = "kohya" does it')
     if plan.train.optimizer not in OPTIMIZERS:
         refuse("train.optimizer", plan.train.optimizer, f"it has {', '.join(OPTIMIZERS)}")
     if plan.train.scheduler not in SCHEDULERS:
@@ -70,7 +76,7 @@ def context(plan: Plan, run: RunDir, data: EngineData) -> Mapping[str, Mapping[s
     train, network, sample = plan.train, plan.network, plan.sample
     export = plan.preset.export
     config: dict[str, object] = {
-        "base": plan.base.location,
+        "base": data.base or plan.base.location,
         "output_dir": run.output,
         "output_name": plan.name,
         "seed": train.seed,
@@ -134,7 +140,7 @@ def context(plan: Plan, run: RunDir, data: EngineData) -> Mapping[str, Mapping[s
             **({"modelspec.trigger_phrase": plan.dataset.trigger} if plan.dataset.trigger else {}),
         },
     }
-    return {CONFIG: config, ACCELERATE: {"precision": train.precision, "cpu": plan.device == "cpu"}}
+    return {CONFIG: config, ACCELERATE: {"precision": train.precision, "cpu": plan.device == "cpu", "gpus": 1}}
 
 
 def verify(plan: Plan, files: Mapping[str, Path]) -> list[Problem]:  # noqa: ARG001 - the protocol's

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixelkit.engines.adapter import ACCELERATE, CONFIG, EngineData, launch_command
+from pixelkit.engines.kohya.networks import list_arguments, name_module
 from pixelkit.engines.kohya.options import (
     check_kohya_table,
     list_changed_files,
@@ -15,6 +16,7 @@ from pixelkit.engines.kohya.options import (
 )
 from pixelkit.engines.kohya.rules import check_rules
 from pixelkit.errors import Problem, RenderError
+from pixelkit.plan.network import LYCORIS
 from pixelkit.toml_text import format_value
 
 if TYPE_CHECKING:
@@ -26,6 +28,13 @@ if TYPE_CHECKING:
 
 DATASET = "dataset.toml"
 PROMPTS = "prompts.json"
+_WHOLE: Mapping[str, str] = {
+    "sd15": "train_db",
+    "sd2": "train_db",
+    "sdxl": "sdxl_train",
+    "sd3": "sd3_train",
+    "flux": "flux_train",
+}
 SCRIPTS: Mapping[str, Mapping[str, str]] = {
     "lora": {
         "sd15": "train_network",
@@ -34,14 +43,13 @@ SCRIPTS: Mapping[str, Mapping[str, str]] = {
         "sd3": "sd3_train_network",
         "flux": "flux_train_network",
     },
-    "dreambooth": {"sd15": "train_db", "sd2": "train_db", "sdxl": "sdxl_train"},
-}
-NETWORK_MODULES: Mapping[str, str] = {
-    "sd15": "networks.lora",
-    "sd2": "networks.lora",
-    "sdxl": "networks.lora",
-    "sd3": "networks.lora_sd3",
-    "flux": "networks.lora_flux",
+    "dreambooth": _WHOLE,
+    "finetune": _WHOLE,
+    "textual-inversion": {
+        "sd15": "train_textual_inversion",
+        "sd2": "train_textual_inversion",
+        "sdxl": "sdxl_train_textual_inversion",
+    },
 }
 OPTIMIZERS: Mapping[str, str] = {
     "adamw": "AdamW",
@@ -86,10 +94,11 @@ OWNED: Mapping[str, str] = {
     "metadata_description": _EXPORT,
     "metadata_license": _EXPORT,
     "metadata_tags": _EXPORT,
+    "token_string": "set [dataset] trigger",
     "resume": "`pixelkit resume RUN` does it",
     "pretrained_model_name_or_path": "set base, at the top of the preset",
-    "base_weights": "it trains the wrong modules (networks/lora.py:1038); merge into the base beforehand",
-    "base_weights_multiplier": "merge into the base beforehand",
+    "base_weights": "it trains the wrong modules (networks/lora.py:1038); set base_loras, at the top of the preset",
+    "base_weights_multiplier": "set base_loras, at the top of the preset",
 }
 # Scripts without a trainer class to watch: they draw no last picture by themselves, and are read from their bar.
 PLAIN = frozenset({"train_db", "sdxl_train"})
@@ -110,11 +119,11 @@ def check(plan: Plan, sd_scripts: Path | None) -> list[Problem]:
             *problems,
             Problem(what=f"method = {plan.method}: not for {plan.base.spec.family}", hint='use method = "lora"'),
         ]
-    if plan.base.spec.layout == "diffusers" and plan.method == "dreambooth":
+    if plan.base.spec.layout == "diffusers" and plan.method != "lora":
         return [
             *problems,
             Problem(
-                what=f"method = dreambooth: sd-scripts cannot load the layout of {plan.base.name}",
+                what=f"method = {plan.method}: sd-scripts cannot load the layout of {plan.base.name}",
                 hint='use method = "lora"',
             ),
         ]
@@ -179,30 +188,32 @@ def context(plan: Plan, run: RunDir, data: EngineData) -> Mapping[str, Mapping[s
     """Variables of config.toml, dataset.toml, prompts.json and accelerate.yaml."""
     spec, train = plan.base.spec, plan.train
     script = script_of(plan)
-    lora = plan.method == "lora"
+    assert script is not None
+    known = load_table().options_of(script)
     stock = spec.layout == "stock"
     sides = [side for bucket in plan.dataset.buckets for side in (bucket.width, bucket.height)]
     config: dict[str, object] = {
         "name": plan.name,
         "script": script,
-        "base": plan.base.location,
+        "base": data.base or plan.base.location,
         "output_dir": run.output,
         "save_precision": train.save_precision,
         "v_parameterization": spec.v_parameterization,
         "files": {key: plan.kohya.get(key) or plan.base.files[key] for key in spec.needs},
-        "network": _network(plan) if lora else None,
+        "network": _network(plan, data) if plan.makes == "lora" else None,
+        "embedding": plan.embedding,
         "text_encoder_rates": _text_encoder_rates(plan),
         "train": train,
         "resolution": f"{plan.dataset.resolution},{plan.dataset.resolution}",
-        "cache_text_encoder": train.cache_text_encoder and script != "train_db",
+        "cache_text_encoder": train.cache_text_encoder and "cache_text_encoder_outputs" in known,
         "long_captions": stock and spec.family in DIFFUSION,
-        "prior_weight": plan.dataset.prior_weight if data.class_images and script != "sdxl_train" else None,
+        "prior_weight": plan.dataset.prior_weight if data.class_images and "prior_loss_weight" in known else None,
         "optimizer": OPTIMIZERS.get(train.optimizer, train.optimizer),
         "optimizer_args": _optimizer_args(plan),
         "diffusion_loss": spec.family in DIFFUSION,
         "no_half_vae": spec.family == "sdxl",
         "stop_text_encoder": script == "train_db" and not train.train_text_encoder,
-        "train_text_encoder_flag": script == "sdxl_train" and train.train_text_encoder,
+        "train_text_encoder_flag": "train_text_encoder" in known and train.train_text_encoder,
         "metadata": _metadata(plan),
         "prompts_file": run.config / PROMPTS if plan.sample.prompts else None,
         "sampler": SAMPLERS[plan.sample.sampler],
@@ -211,6 +222,7 @@ def context(plan: Plan, run: RunDir, data: EngineData) -> Mapping[str, Mapping[s
     }
     dataset = {
         "train": train,
+        "caption_dropout": 0 if script in load_table().no_dropout else train.caption_dropout,
         "keep_tokens": plan.kohya.get("keep_tokens", _count_parts(plan.dataset.trigger)),
         "dataset_resolution": plan.dataset.resolution,
         "bucket_step": spec.bucket_step,
@@ -223,7 +235,7 @@ def context(plan: Plan, run: RunDir, data: EngineData) -> Mapping[str, Mapping[s
     contexts: dict[str, Mapping[str, object]] = {
         CONFIG: config,
         DATASET: dataset,
-        ACCELERATE: {"precision": train.precision, "cpu": plan.device == "cpu"},
+        ACCELERATE: {"precision": train.precision, "cpu": plan.device == "cpu", "gpus": train.gpus},
     }
     if plan.sample.prompts:
         contexts[PROMPTS] = {"prompts": _prompts(plan)}
@@ -232,7 +244,7 @@ def context(plan: Plan, run: RunDir, data: EngineData) -> Mapping[str, Mapping[s
 
 def _extra(plan: Plan) -> Mapping[str, object]:
     """[kohya] and what profile and base add to it. Lists of arguments come behind pixelkit's own: the last one wins."""
-    own = {"network_args": _conv_args(plan), "optimizer_args": _optimizer_args(plan)}
+    own = {"network_args": list_arguments(plan), "optimizer_args": _optimizer_args(plan)}
     return {
         key: [*own.get(key, ()), *value] if isinstance(value, list) else value
         for key, value in plan.kohya.items()
@@ -245,31 +257,28 @@ def _count_parts(trigger: str) -> int:
     return len([part for part in trigger.split(",") if part.strip()])
 
 
-def _network(plan: Plan) -> Mapping[str, object]:
+def _network(plan: Plan, data: EngineData) -> Mapping[str, object]:
     network = plan.network
     return {
-        "module": NETWORK_MODULES[plan.base.spec.family],
+        "module": name_module(plan),
         "rank": network.rank,
         "alpha": network.alpha,
-        "dropout": network.dropout,
-        "args": _conv_args(plan),
+        "dropout": 0 if network.kind in LYCORIS | {"dylora", "oft"} else network.dropout,
+        "args": list_arguments(plan),
         "unet_only": not plan.train.train_text_encoder,
+        "weights": data.weights,
     }
-
-
-def _conv_args(plan: Plan) -> list[str]:
-    network = plan.network
-    return [f"conv_dim={network.conv_rank}", f"conv_alpha={network.conv_alpha:g}"] if network.conv_rank else []
 
 
 def _text_encoder_rates(plan: Plan) -> Mapping[str, object]:
     """The text encoders' learning rates under the names that each script has for them."""
-    rate, sdxl = plan.train.text_encoder_learning_rate, plan.base.spec.family == "sdxl"
+    rate, family = plan.train.text_encoder_learning_rate, plan.base.spec.family
     if not plan.train.train_text_encoder:
         return {}
-    if plan.method == "lora":
-        return {"text_encoder_lr": [rate] * (2 if sdxl else 1)}
-    return dict.fromkeys(("learning_rate_te1", "learning_rate_te2") if sdxl else ("learning_rate_te",), rate)
+    if plan.makes == "lora":
+        return {"text_encoder_lr": [rate] * (2 if family == "sdxl" else 1)}
+    names = ("learning_rate_te",) if family in {"sd15", "sd2"} else ("learning_rate_te1", "learning_rate_te2")
+    return dict.fromkeys(names, rate)
 
 
 def _optimizer_args(plan: Plan) -> list[str]:
