@@ -106,6 +106,6 @@ def _fit(plan: Plan, source: Path, out: Path) -> list[str]:
     part.unlink(missing_ok=True)
     made = fit(source, part, shape, components=frozenset({"unet", "transformer", *text_encoders}))
     part.rename(out)
-    cost = f"; the rank cost {made.error:.1%} of it" if made.error else ""
+    cost = f"; the rank cost {made.error:.1%} of it" if made.error > 5e-4 else ""
     left = f"; {len(made.left_out)} of its modules are not trained here and were left behind" if made.left_out else ""
     return [f"goes on from {source.name} at rank {network.rank}{cost}{left}"]

@@ -81,7 +81,7 @@ def describe_run(
         dataset_size=len(plan.dataset.sprites),
         dataset_version=fingerprint,
         hyperparameters={
-            **(dataclasses.asdict(plan.network) if plan.makes == "lora" else {}),
+            **(_describe_network(plan) if plan.makes == "lora" else {}),
             **(dataclasses.asdict(plan.embedding) if plan.embedding else {}),
             **(
                 {"base_loras": [f"{path.name}:{strength:g}" for path, strength in plan.base_loras]}
@@ -119,6 +119,11 @@ def describe_line(plan: Plan) -> str:
         f"engine {plan.engine}",
     )
     return " · ".join(parts)
+
+
+def _describe_network(plan: Plan) -> dict[str, Any]:
+    network = dataclasses.asdict(plan.network)
+    return {**network, "start_from": plan.network.start_from.name if plan.network.start_from else None}
 
 
 def name_network(plan: Plan) -> str:
