@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PRESETS = (
     "quickstart", "sdxl-fast", "sdxl-balanced", "sdxl-quality", "style", "character", "environment", "items", "effects",
-    "hero-dreambooth", "catsith", "bespoke-flux", "bespoke-sdxl",
+    "hero-dreambooth", "hero-word", "catsith", "bespoke-flux", "bespoke-sdxl",
 )  # fmt: skip
 FILES = sorted(data_dir("presets").rglob("*.toml"))
 
