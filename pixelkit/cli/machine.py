@@ -16,7 +16,16 @@ from pixelkit.engines.choice import GET_KOHYA
 from pixelkit.engines.kohya.options import list_changed_files, recognise_commit
 from pixelkit.errors import PresetError, did_you_mean
 from pixelkit.hardware import choose_profile, detect_machine
-from pixelkit.paths import ENGINE_COMMIT, SETTINGS, locate_sd_scripts, read_settings, settings_file, write_setting
+from pixelkit.paths import (
+    ENGINE_COMMIT,
+    SETTINGS,
+    locate_sd_scripts,
+    read_settings,
+    settings_file,
+    show_setting,
+    write_setting,
+)
+from pixelkit.tuned import machine_name, read_tuned
 
 PACKAGES = (
     "torch",
@@ -99,12 +108,15 @@ def hardware(wanted: str) -> None:
         further = ", ".join(f"{key} = {value}" for key, value in {**profile.kohya, **settings.kohya}.items())
         rows.append((family, settings.batch_size, checkpointing, "on" if settings.compile else "off", further))
     report.print_table(rows, header=("family", "batch size", "gradient checkpointing", "compile", "further options"))
+    for entry in read_tuned() if wanted == "auto" else ():
+        if entry.machine == machine_name(machine):
+            click.echo(f"tuned    {entry.summary}, {entry.when}")
     click.echo(f"profiles: {', '.join(profiles)}")
 
 
 @click.group()
 def config() -> None:
-    """The user's settings: where sd-scripts, base models and runs lie."""
+    """The user's settings: where sd-scripts, base models and runs lie, and who is told when a run ends."""
 
 
 @config.command("set")
@@ -125,8 +137,8 @@ def show(key: str | None) -> None:
             f"no setting is called {key}", hint=did_you_mean(key, SETTINGS) or f"there are {', '.join(SETTINGS)}"
         )
     if key is not None:
-        click.echo(settings.get(key, ""))
+        click.echo(show_setting(key, settings[key]) if key in settings else "")
         return
     click.echo(f"{settings_file()}")
-    for name, meaning in SETTINGS.items():
-        click.echo(f"{name:12} {settings.get(name, '(not set)'):30} {meaning}")
+    shown = {name: show_setting(name, value) for name, value in settings.items()}
+    report.print_table((name, shown.get(name, "(not set)"), setting.meaning) for name, setting in SETTINGS.items())
