@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
 import platformdirs
 
@@ -19,10 +21,23 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).resolve().parent
 ENGINE_COMMIT = "48d368fa557731ad0488c07304dfeba8c07910eb"
 ENGINE_VARIABLE = "PIXELKIT_SD_SCRIPTS"
-SETTINGS: Mapping[str, str] = {
-    "sd_scripts": "folder of a kohya sd-scripts checkout",
-    "models": "folder that holds base models, searched by file name",
-    "runs": "folder for run directories (default: runs)",
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One of the user's settings. A folder is kept as an absolute path, a command as it is, a webhook must be http(s)."""
+
+    meaning: str
+    kind: Literal["folder", "command", "webhook"] = "folder"
+
+
+SETTINGS: Mapping[str, Setting] = {
+    "sd_scripts": Setting(meaning="folder of a kohya sd-scripts checkout"),
+    "models": Setting(meaning="folder that holds base models, searched by file name"),
+    "runs": Setting(meaning="folder for run directories (default: runs)"),
+    "registry": Setting(meaning="folder of the model registry (default: models)"),
+    "notify_command": Setting(meaning="command to start when a run ends; it gets JSON", kind="command"),
+    "notify_webhook": Setting(meaning="http(s) address that gets the same JSON by POST", kind="webhook"),
 }
 
 
@@ -70,23 +85,58 @@ def read_settings() -> dict[str, str]:
 
 
 def write_setting(key: str, value: str) -> Path:
-    """Set one setting (a folder, kept as an absolute path) and return the file; an empty value removes it."""
+    """Set one setting and return the file; an empty value removes it. Raises PresetError for a value of another kind."""
     if key not in SETTINGS:
         raise PresetError(
             f"no setting is called {key}", hint=did_you_mean(key, SETTINGS) or f"there are {', '.join(SETTINGS)}"
         )
     settings = read_settings()
-    if value:
-        settings[key] = str(user_path(value).resolve())
+    if value.strip():
+        settings[key] = _as_kind(key, value)
     else:
         settings.pop(key, None)
     import tomlkit  # noqa: PLC0415 - a twentieth of a second that only this needs
 
-    write_atomically(settings_file(), tomlkit.dumps(settings))
+    # A webhook's address is as good as a password.
+    write_atomically(settings_file(), tomlkit.dumps(settings), mode=0o600)
     return settings_file()
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def _as_kind(key: str, value: str) -> str:
+    kind = SETTINGS[key].kind
+    if kind == "folder":
+        return str(user_path(value).resolve())
+    if kind == "command":
+        try:
+            words = shlex.split(value)
+        except ValueError as error:
+            raise PresetError(f"{key}: {error}", hint="close every quotation mark") from None
+        if not words:
+            raise PresetError(f"{key}: no command")
+    elif not is_web_address(value):
+        raise PresetError(f"{key}: no http(s) address", hint="write it whole, as https://chat.example/hooks/1")
+    return value.strip()
+
+
+def is_web_address(text: str) -> bool:
+    """Whether this is an http(s) address with a host."""
+    try:
+        parts = urlsplit(text.strip())
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def show_setting(key: str, value: str) -> str:
+    """A setting as it may be printed: of an address only the host."""
+    if SETTINGS[key].kind != "webhook":
+        return value
+    return (
+        f"{urlsplit(value).scheme}://{urlsplit(value).hostname}/..." if is_web_address(value) else "no http(s) address"
+    )
+
+
+def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> None:
     """Write a file whole or not at all: a temporary name in the same folder, fsync, rename."""
     data = content.encode() if isinstance(content, str) else content
     temporary = ""
@@ -97,7 +147,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
+        Path(temporary).chmod(mode)
         Path(temporary).replace(path)
     except OSError as error:
         if temporary:

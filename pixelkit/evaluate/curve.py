@@ -23,31 +23,39 @@ _FINE = 3  # lines are drawn this much larger and scaled down, to be smooth
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What a run reported at each optimizer step; nan where it reported none. `saves` are the steps of checkpoints."""
+    """What a run reported at each optimizer step; nan where it reported none. `saves` are the steps of checkpoints.
+
+    `rate` is the learning rate, `seconds` a step's time, `memory` the peak in GiB.
+    """
 
     steps: Floats
     loss: Floats
     rate: Floats
+    seconds: Floats
+    memory: Floats
     saves: tuple[int, ...]
 
 
 def collect_progress(events: Iterable[dict[str, object]]) -> Progress:
     """The steps of a run's events, in order. A step reported twice (a resumed run) counts as it was last."""
-    steps: dict[int, tuple[float, float]] = {}
+    steps: dict[int, tuple[float, ...]] = {}
     saves: list[int] = []
     for event in events:
         number = event.get("step")
         if not isinstance(number, int):
             continue
         if event.get("event") == "step":
-            steps[number] = (_as_number(event.get("loss")), _as_number(event.get("lr")))
+            steps[number] = tuple(_as_number(event.get(key)) for key in ("loss", "lr", "seconds", "memory"))
         elif event.get("event") == "save":
             saves.append(number)
     order = sorted(steps)
+    loss, rate, seconds, memory = np.array([steps[number] for number in order], dtype=np.float64).reshape(-1, 4).T
     return Progress(
         steps=np.array(order, dtype=np.float64),
-        loss=np.array([steps[number][0] for number in order]),
-        rate=np.array([steps[number][1] for number in order]),
+        loss=loss,
+        rate=rate,
+        seconds=seconds,
+        memory=memory / (1 << 30),
         saves=tuple(sorted(set(saves))),
     )
 
@@ -65,7 +73,7 @@ def smooth(values: Floats, span: float) -> Floats:
 def measure_loss(progress: Progress) -> float | None:
     """The loss at the end, a mean over the last steps: a single step's tells little but the noise level it drew."""
     finite = progress.loss[np.isfinite(progress.loss)]
-    return float(smooth(finite, _choose_span(finite.size))[-1]) if finite.size else None
+    return float(smooth(finite, choose_span(finite.size))[-1]) if finite.size else None
 
 
 def draw_curve(progress: Progress, *, title: str) -> Image.Image | None:
@@ -73,22 +81,22 @@ def draw_curve(progress: Progress, *, title: str) -> Image.Image | None:
     finite = np.isfinite(progress.loss)
     if not finite.any():
         return None
-    span = _choose_span(int(finite.sum()))
+    span = choose_span(int(finite.sum()))
     mean = smooth(progress.loss, span)
-    low, high = _choose_range(progress.loss[finite], mean[finite])
+    low, high = choose_range(progress.loss[finite], mean[finite])
     has_rate = bool(np.isfinite(progress.rate).any())
     height = HEIGHT + (RATE_HEIGHT + _GAP if has_rate else 0) + _TOP + _BOTTOM
     picture = Image.new("RGB", (WIDTH, height), PAGE)
     draw = ImageDraw.Draw(picture)
     first, last = float(progress.steps[0]), float(progress.steps[-1])
     reach = (0.0 if first <= 0.2 * last else first, max(last, first + 1))
-    loss = _Panel(top=_TOP, height=HEIGHT, reach=reach, low=low, high=high)
+    loss = Panel(top=_TOP, height=HEIGHT, reach=reach, low=low, high=high)
     loss.draw_frame(draw)
     loss.draw_lines(picture, [(progress.steps, progress.loss, (122, 98, 72), 1.2), (progress.steps, mean, ACCENT, 2.6)])
     lowest = loss
     if has_rate:
         top = float(np.nanmax(progress.rate)) or 1.0
-        lowest = _Panel(top=_TOP + HEIGHT + _GAP, height=RATE_HEIGHT, reach=reach, low=0.0, high=top * 1.08)
+        lowest = Panel(top=_TOP + HEIGHT + _GAP, height=RATE_HEIGHT, reach=reach, low=0.0, high=top * 1.08)
         lowest.draw_frame(draw, ticks=2)
         lowest.draw_lines(picture, [(progress.steps, progress.rate, SECOND, 2.0)])
         Typeface(size=14).write(draw, (_LEFT, lowest.top - 8), "learning rate", SECOND, anchor="ls")
@@ -99,36 +107,44 @@ def draw_curve(progress: Progress, *, title: str) -> Image.Image | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Panel:
+class Panel:
+    """One field of a picture with its axes: `reach` are the steps it shows, `low` to `high` the values. Logarithmic axes need
+    a reach and a low above 0."""
+
     top: int
     height: int
     reach: tuple[float, float]
     low: float
     high: float
+    log_x: bool = False
+    log_y: bool = False
 
     @property
     def bottom(self) -> int:
+        """The pixel row of the lower edge."""
         return self.top + self.height
 
     def x(self, step: Floats | float) -> Floats:
-        share = (np.asarray(step, dtype=np.float64) - self.reach[0]) / (self.reach[1] - self.reach[0])
-        return _LEFT + share * (WIDTH - _LEFT - _RIGHT)
+        """The pixel column of a step."""
+        return _LEFT + _share(step, *self.reach, log=self.log_x) * (WIDTH - _LEFT - _RIGHT)
 
     def y(self, value: Floats | float) -> Floats:
-        share = (np.asarray(value, dtype=np.float64) - self.low) / (self.high - self.low)
-        return self.bottom - np.clip(share, -0.01, 1.01) * self.height
+        """The pixel row of a value; what is far out lies just outside the field."""
+        return self.bottom - np.clip(_share(value, self.low, self.high, log=self.log_y), -0.01, 1.01) * self.height
 
     def draw_frame(self, draw: ImageDraw.ImageDraw, ticks: int = 5) -> None:
+        """The field, with a line at each round value."""
         draw.rectangle((_LEFT, self.top, WIDTH - _RIGHT, self.bottom), fill=PANEL)
         face = Typeface(size=14)
-        for value in choose_ticks(self.low, self.high, ticks):
+        for value in (choose_log_ticks if self.log_y else choose_ticks)(self.low, self.high, ticks):
             y = float(self.y(value))
             draw.line((_LEFT, y, WIDTH - _RIGHT, y), fill=RULE)
             face.write(draw, (_LEFT - 10, y), f"{value:.3g}", FAINT, anchor="rm")
 
     def draw_steps(self, draw: ImageDraw.ImageDraw) -> None:
+        """The axis of the steps, below the field."""
         face = Typeface(size=14)
-        for value in choose_ticks(*self.reach, 8):
+        for value in (choose_log_ticks if self.log_x else choose_ticks)(*self.reach, 8):
             if value == int(value):
                 x = float(self.x(value))
                 draw.line((x, self.bottom, x, self.bottom + 5), fill=RULE)
@@ -144,6 +160,7 @@ class _Panel:
     def draw_lines(
         self, picture: Image.Image, lines: Sequence[tuple[Floats, Floats, tuple[int, int, int], float]]
     ) -> None:
+        """Lines of (steps, values, colour, width), broken where a value is nan."""
         box = (_LEFT, self.top, WIDTH - _RIGHT, self.bottom)
         area = picture.crop(box)
         fine = area.resize((area.width * _FINE, area.height * _FINE), Image.Resampling.NEAREST)
@@ -175,11 +192,32 @@ def choose_ticks(low: float, high: float, count: int) -> list[float]:
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _choose_span(count: int) -> float:
+def choose_log_ticks(low: float, high: float, count: int) -> list[float]:
+    """Round numbers from `low` to `high` (both above 0) for a logarithmic axis: powers of ten, or 1, 2, 5 of each."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1, 2, 5), (1,)):
+        found = [factor * 10.0**power for power in powers for factor in factors]
+        found = [value for value in found if low * 0.999 <= value <= high * 1.001]
+        if len(found) <= max(count, 2) * 2:
+            return found
+    return found[:: math.ceil(len(found) / max(count, 1))]
+
+
+def choose_span(count: int) -> float:
+    """Over how many of `count` values a line is smoothed, where nobody says."""
     return max(3.0, min(200.0, count / 20))
 
 
-def _choose_range(loss: Floats, mean: Floats) -> tuple[float, float]:
+def _share(value: Floats | float, low: float, high: float, *, log: bool) -> Floats:
+    """Where values lie between two others, 0 to 1; nan where a logarithm has none."""
+    values = np.asarray(value, dtype=np.float64)
+    if log:
+        values = np.log10(np.where(values > 0, values, np.nan))
+        low, high = math.log10(low), math.log10(high)
+    return np.asarray((values - low) / (high - low))
+
+
+def choose_range(loss: Floats, mean: Floats) -> tuple[float, float]:
     """From 0, or from near the lowest where all lie close together; single spikes may stick out at the top."""
     high = max(float(np.quantile(loss, 0.995)), float(mean.max()))
     low = min(float(loss.min()), float(mean.min()))
