@@ -36,10 +36,10 @@ WEBHOOK_LIMIT: Final = 10.0
 class Ended:
     """What ended, and how. `run` and `model` are paths, empty where there are none; `log` gets what a command prints.
 
-    `event`: "run", "job" of a queue, "queue" that is drained. `state`: done, failed, interrupted.
+    `event`: "run", "job" of a queue, "queue" that is drained, "model" that was rolled back. `state`: done, failed, interrupted.
     """
 
-    event: Literal["run", "job", "queue"]
+    event: Literal["run", "job", "queue", "model"]
     name: str
     state: str
     run: str = ""

@@ -20,7 +20,7 @@ Sampler = Literal["auto", "ddim", "euler", "euler_a", "dpm++"]
 KohyaValue = bool | int | float | str | list[bool | int | float | str]
 
 
-def _no_separator(name: str) -> str:
+def check_name(name: str) -> str:
     """A name becomes file names on every platform."""
     if not name or name[0] in ".-" or not all(sign.isalnum() or sign in "-_." for sign in name):
         raise ValueError("use letters, digits, '-', '_' and '.', and begin with a letter or digit")
@@ -334,7 +334,7 @@ class Preset(_Table):
         str | None, Field(description="a shipped preset's name or a file; this preset's keys win over its keys")
     ] = None
     name: Annotated[
-        str, AfterValidator(_no_separator), Field(description="names the run and the files", max_length=100)
+        str, AfterValidator(check_name), Field(description="names the run and the files", max_length=100)
     ]
     base: Annotated[
         str, Field(description="a base of presets/bases, a file, a folder or a hub id (then family too)", min_length=1)
