@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -68,9 +69,7 @@ class Engine(Protocol):
         ...
 
 
-def launch_command(
-    plan: Plan, run: RunDir, *, module: str, arguments: Sequence[str], cwd: Path, obeys_control: bool = True
-) -> Command:
+def launch_command(plan: Plan, run: RunDir, *, module: str, arguments: Sequence[str], cwd: Path) -> Command:
     """`accelerate launch` of an entry module, with an environment scrubbed of what changes or breaks a trainer."""
     threads = plan.machine.cores if plan.device in {"cpu", "mps"} else min(4, plan.machine.cores)
     argv = (
@@ -81,11 +80,19 @@ def launch_command(
         str(run.config / ACCELERATE),
         "--num_cpu_threads_per_process",
         str(threads),
+        *(("--main_process_port", str(_free_port())) if plan.train.gpus > 1 else ()),
         "-m",
         module,
         *arguments,
     )
-    return Command(argv=argv, env=trainer_environment(plan), cwd=cwd, obeys_control=obeys_control)
+    return Command(argv=argv, env=trainer_environment(plan), cwd=cwd)
+
+
+def _free_port() -> int:
+    """Where the processes of one training meet. Two trainings on a machine must not share it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def trainer_environment(plan: Plan) -> dict[str, str]:

@@ -15,6 +15,9 @@ Orders come as lines on standard input, when that is a pipe: `stop`, `save`, `sa
 that pixelkit is gone: the trainer stops as ordered; once it has ended, and after HARD_DEADLINE seconds in any case,
 its whole process group is killed.
 
+Several processes of one run (torchrun sets RANK, LOCAL_RANK and WORLD_SIZE) share that pipe. Only local rank 0 reads
+orders, only rank 0 emits; each sees the pipe end, or the launcher go, and ends itself.
+
 A script that has no such entry is run under this file as a guard (`python control.py COMMAND ...`), which obeys only
 the end of the pipe: then the group is ended.
 """
@@ -48,6 +51,9 @@ class Control:
 
     def __init__(self, *, deadline: float = HARD_DEADLINE) -> None:
         self.stop_requested: str | None = None
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        self._reads = int(os.environ.get("LOCAL_RANK", "0")) == 0
         self._deadline = deadline
         self._save = False
         self._sample = False
@@ -73,7 +79,10 @@ class Control:
             with contextlib.suppress(OSError):
                 if stat.S_ISFIFO(os.fstat(1).st_mode):
                     self._kept_open = os.open("/proc/self/fd/1", os.O_RDONLY | os.O_NONBLOCK)
-        threading.Thread(target=self._obey, args=(orders,), name="pixelkit-control", daemon=True).start()
+        listen = self._obey if self._reads else self._await_end
+        threading.Thread(target=listen, args=(orders,), name="pixelkit-control", daemon=True).start()
+        if not self.alone:
+            threading.Thread(target=self._await_launcher, args=(os.getppid(),), daemon=True).start()
 
     def take_save(self) -> bool:
         """Whether a save was ordered since the last call."""
@@ -86,10 +95,14 @@ class Control:
         return ordered
 
     def emit(self, event: str, **fields: object) -> None:
-        """Write one event on file descriptor 1, in one write. Numbers that are not finite become null.
+        """Write one event on file descriptor 1, in one write; of several processes, only the first does.
+
+        Numbers that are not finite become null.
 
         Never raises for a reader that is gone: what is trained matters more than who watches.
         """
+        if self.rank:
+            return
         data = EVENT_MARK + json.dumps(_plain({"event": event, **fields}), separators=(",", ":")).encode() + b"\n"
         with self._writing:
             while data and not self._broken:
@@ -116,6 +129,21 @@ class Control:
             elif line == b"sample":
                 self._sample = True
         self._leave_parent()
+
+    def _await_end(self, orders: int) -> None:
+        """Wait for the end of a pipe whose lines are another process's to read."""
+        if hasattr(select, "poll"):
+            end = select.poll()
+            end.register(orders, 0)  # no event but the hang-up, which is always told
+            end.poll()
+            self._leave_parent()
+
+    def _await_launcher(self, launcher: int) -> None:
+        """torchrun starts each process in a session of its own: a kill of the launcher's group does not reach it."""
+        while sys.platform != "win32" and os.getppid() == launcher:
+            time.sleep(1.0)
+        if sys.platform != "win32":
+            self._leave_parent()
 
     def _leave_parent(self) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -15,6 +15,8 @@ SD15_BLOCKS: dict[str, Any] = {
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
     "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
 }
+TOY_TOKENS = 514
+"""What make_tokenizer makes without words: every byte, twice, and the two specials."""
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -50,7 +52,7 @@ def byte_letters() -> dict[int, str]:
     return {byte: chr(byte) for byte in plain} | {byte: chr(256 + place) for place, byte in enumerate(others)}
 
 
-def make_toy(folder: Path) -> Path:
+def make_toy(folder: Path, *, tokens: int = 49408) -> Path:
     """SD1.5 with its block names, but 32 to 64 channels and a text encoder of 2 layers: 64 px, under 10 MB."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
@@ -61,7 +63,7 @@ def make_toy(folder: Path) -> Path:
     vae = build(
         AutoencoderKL, **vae_blocks(4), block_out_channels=(8, 8, 8, 8), norm_num_groups=4, scaling_factor=0.18215
     )
-    return save_base(folder, unet, vae, text_width=32, text_layers=2, tokens=49408)
+    return save_base(folder, unet, vae, text_width=32, text_layers=2, tokens=tokens)
 
 
 def make_tiny(folder: Path) -> Path:

@@ -64,6 +64,14 @@ def write_state(folder: Path, settings: Settings, state: State, layers: list[Lay
             shutil.rmtree(older, ignore_errors=True)
 
 
+def read_step(folder: Path) -> int:
+    """The optimizer steps behind a state. Raises EngineError if it is none."""
+    try:
+        return int(json.loads((folder / TRAINER).read_text("utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"{folder} is no state to resume from: {error}") from error
+
+
 def read_state(folder: Path, settings: Settings, layers: list[Layer]) -> State:
     """Put the saved weights into `layers` and return the rest. Raises EngineError if they are of another run."""
     try:

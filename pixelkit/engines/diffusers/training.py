@@ -23,7 +23,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 from torch.nn import functional
 
-from pixelkit.engines.diffusers.checkpoint import Facts, State, describe_training, read_state, write_state
+from pixelkit.engines.diffusers.checkpoint import Facts, State, describe_training, read_state, read_step, write_state
 from pixelkit.engines.diffusers.examples import Example, find_examples, order_epoch
 from pixelkit.engines.diffusers.network import Layer, attach_network, export_tensors, merge_file, write_tensors
 from pixelkit.engines.diffusers.preparation import (
@@ -145,7 +145,7 @@ class Trainer:
         examples = find_examples(settings.dataset, multiple=pipeline.vae_scale_factor)
         per_epoch = len(order_epoch(examples, settings.dataset, seed=settings.seed, epoch=0))
         control.emit(
-            "begin", total=settings.train.steps, pid=os.getpid(), engine="diffusers",
+            "begin", total=settings.train.steps, step=read_step(resume) if resume else 0, pid=os.getpid(), engine="diffusers",
             epochs=math.ceil(settings.train.steps * settings.train.gradient_accumulation / per_epoch),
             versions={name: version(name) for name in VERSIONS},
         )  # fmt: skip

@@ -100,8 +100,6 @@ OWNED: Mapping[str, str] = {
     "base_weights": "it trains the wrong modules (networks/lora.py:1038); set base_loras, at the top of the preset",
     "base_weights_multiplier": "set base_loras, at the top of the preset",
 }
-# Scripts without a trainer class to watch: they draw no last picture by themselves, and are read from their bar.
-PLAIN = frozenset({"train_db", "sdxl_train"})
 DIFFUSION = frozenset({"sd15", "sd2", "sdxl"})
 
 
@@ -138,6 +136,14 @@ def check(plan: Plan, sd_scripts: Path | None) -> list[Problem]:
             problems += found
         else:
             problems += _check_writable(key, value, where(key))
+    if plan.train.gpus > 1 and plan.device in {"cpu", "mps"}:
+        problems.append(
+            Problem(
+                where=f"{plan.sources['train.gpus']} [train]",
+                what=f"gpus = {plan.train.gpus}: there is no GPU here",
+                hint="remove it",
+            )
+        )
     if plan.base.spec.local_only and not plan.base.local:
         files = " or ".join(plan.base.spec.files)
         problems.append(Problem(what=f"{plan.base.name} must be a local file: {files}", hint=MODELS_HINT))
@@ -217,7 +223,7 @@ def context(plan: Plan, run: RunDir, data: EngineData) -> Mapping[str, Mapping[s
         "metadata": _metadata(plan),
         "prompts_file": run.config / PROMPTS if plan.sample.prompts else None,
         "sampler": SAMPLERS[plan.sample.sampler],
-        "sample_every_steps": plan.sample.every_steps or (train.steps if script in PLAIN else 0),
+        "sample_every_steps": plan.sample.every_steps,
         "extra": _extra(plan),
     }
     dataset = {
@@ -351,11 +357,4 @@ def command(plan: Plan, run: RunDir, data: EngineData, *, resume: Path | None = 
     arguments += ["--config_file", str(run.config / CONFIG), "--dataset_config", str(run.config / DATASET)]
     if resume:
         arguments += ["--resume", str(resume)]
-    return launch_command(
-        plan,
-        run,
-        module="pixelkit.engines.kohya.entry",
-        arguments=arguments,
-        cwd=data.sd_scripts,
-        obeys_control=script not in PLAIN,
-    )
+    return launch_command(plan, run, module="pixelkit.engines.kohya.entry", arguments=arguments, cwd=data.sd_scripts)

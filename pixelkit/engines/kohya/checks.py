@@ -9,8 +9,10 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pixelkit.engines.kohya.processes import add_up
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 def list_images(dataset: Any) -> Iterator[Any]:
@@ -43,12 +45,39 @@ def read_rate(accelerator: Any) -> float:
     return max((float(group["lr"]) * float(group.get("d", 1.0)) for group in groups), default=0.0)
 
 
-def is_finite_norm(parameters: Iterable[Any]) -> bool:
-    """Whether the gradients of `parameters` have a finite norm."""
+def measure_norm(accelerator: Any) -> Any:
+    """The norm of the gradients that the optimizers are about to use, on their device; None without gradients."""
     import torch
 
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return not gradients or bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+    groups = [group for optimizer in accelerator._optimizers for group in optimizer.param_groups]  # noqa: SLF001
+    gradients = [parameter.grad for group in groups for parameter in group["params"] if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients) if gradients else None
+
+
+def read_numbers(scalars: list[Any], orders: Sequence[bool], accelerator: Any) -> tuple[list[float], list[bool]]:
+    """Tensors of one number each as floats, read from their device at once, and the orders.
+
+    Over several processes the numbers are means, and an order counts that any of them got.
+    """
+    import torch
+
+    device, count = accelerator.device, accelerator.num_processes
+    flat = [scalar.detach().reshape(()).to(device=device, dtype=torch.float32) for scalar in scalars]
+    if count == 1:
+        return torch.stack(flat).tolist() if flat else [], list(orders)
+    flat += [torch.tensor(float(order), device=device) for order in orders]
+    numbers = add_up(accelerator, torch.stack(flat)).tolist()
+    cut = len(scalars)
+    return [number / count for number in numbers[:cut]], [number > 0 for number in numbers[cut:]]
+
+
+def are_finite(tensors: Iterable[Any], dtype: Any) -> bool:
+    """Whether all `tensors` are finite once they are saved as `dtype` (None: as they are). Copies one at a time."""
+    return all(
+        bool(tensor.detach().to(dtype or tensor.dtype).isfinite().all())
+        for tensor in tensors
+        if tensor.is_floating_point()
+    )
 
 
 def measure_memory(device: Any) -> int | None:

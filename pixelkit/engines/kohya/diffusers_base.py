@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pixelkit.engines.kohya.hooks import Refusal
+from pixelkit.engines.kohya.endings import Refusal
 
 LOG = logging.getLogger(__name__)
 CLIP_LENGTH = 77
@@ -151,8 +151,10 @@ class DiffusersBase:
     ) -> None:
         """TN:237, TU:6360: diffusers' own pipeline on the modules in training, under sd-scripts' file names.
 
-        Draws whenever it is called (`Watch` decides), and leaves the random state alone.
+        Draws whenever it is called (`Watch` decides, and keeps the random state); of several processes, the first draws.
         """
+        if not accelerator.is_main_process:
+            return
         import torch
         from diffusers import StableDiffusionPipeline
         from library import train_util

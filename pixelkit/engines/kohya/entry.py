@@ -6,9 +6,9 @@ Started in the folder of sd-scripts (its `library` package is found there):
         [--layout diffusers] [--images DIR --latents DIR] [--resume-step N] [--load-timeout SECONDS] \
         -- --config_file X/config.toml ...
 
-Everything after `--` goes to the script's own parser. The LoRA scripts hold a trainer class, which is subclassed
-(hooks.py) so that it reports each step, obeys `stop`, `save` and `sample`, and never trains on NaN. Any other script
-runs as it is, and `stop` ends it without saving.
+Everything after `--` goes to the script's own parser. The LoRA scripts (TRAINERS) and the plain ones (PLAIN)
+are watched: each step is reported, `stop`, `save` and `sample` are obeyed, NaN is never trained on nor saved, and a run
+goes on exactly where its state was saved. Any other script runs as it is, and `stop` ends it without saving.
 
 Exit code 0: done, or stopped on request (event "stopped"). 65: not finite (event "nonfinite"). Otherwise 1.
 """
@@ -26,9 +26,14 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pixelkit.engines.control import Control
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pixelkit.engines.kohya.watch import Watch
 
 TRAINERS: Final = {
     "train_network": "NetworkTrainer",
@@ -36,6 +41,14 @@ TRAINERS: Final = {
     "flux_train_network": "FluxNetworkTrainer",
     "sd3_train_network": "Sd3NetworkTrainer",
 }
+PLAIN: Final = (
+    "train_db",
+    "sdxl_train",
+    "flux_train",
+    "sd3_train",
+    "train_textual_inversion",
+    "sdxl_train_textual_inversion",
+)
 NONFINITE_EXIT: Final = 65
 EXIT_GRACE: Final = 20.0
 
@@ -46,7 +59,7 @@ def main(argv: list[str]) -> int:
     control.start()
     scrub_environment()
     options, rest = parse_options(argv)
-    if options.script not in TRAINERS:
+    if options.script not in (*TRAINERS, *PLAIN):
         return run_script(options, rest, control)
     start = Start()
     threading.Thread(target=watch_start, args=(start, control, options.load_timeout), daemon=True).start()
@@ -68,7 +81,7 @@ def parse_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--layout", choices=("stock", "diffusers"), default="stock")
     parser.add_argument("--images", type=Path, help="the set that is trained on")
     parser.add_argument("--latents", type=Path, help="where its encoded images are kept for other runs")
-    parser.add_argument("--resume-step", type=int, help="optimizer steps behind a --resume folder that does not say")
+    parser.add_argument("--resume-step", type=int, help="optimizer steps behind what is gone on from")
     parser.add_argument("--load-timeout", type=float, default=0.0, help="seconds until the first step may begin")
     cut = argv.index("--") if "--" in argv else len(argv)
     options = parser.parse_args(argv[:cut])
@@ -85,51 +98,75 @@ def scrub_environment() -> None:
 
 
 def train(options: argparse.Namespace, rest: list[str], control: Control, start: Start) -> int:
-    """Run a LoRA script's trainer under watch."""
+    """Run a script under watch."""
     sys.argv = [f"{options.script}.py", *rest]
     module = importlib.import_module(options.script)
 
     # Imported here: these import torch.
-    from pixelkit.engines.kohya import hooks, resume
+    from pixelkit.engines.kohya import resume
+    from pixelkit.engines.kohya.endings import NonFiniteError, Refusal, Stopped
+    from pixelkit.engines.kohya.watch import Watch
 
     start.imported.set()
     # Out of the collector's sight, what the imports made costs nothing more: sd-scripts collects garbage after every
     # batch of latents (strategy_sd.py:171), which otherwise takes 0.3 s each time.
     gc.freeze()
     args = read_arguments(module)
-    base: type[Any] = getattr(module, TRAINERS[options.script])
     try:
-        check_arguments(args)
+        check_arguments(args, options.script)
         first_step = resume.find_first_step(args, options.resume_step)
-        if first_step:
-            base = resume.continue_train(base)
-            args.skip_until_initial_step = True
-        layers: list[type[Any]] = [hooks.Watch]
-        if options.layout == "diffusers":
-            from pixelkit.engines.kohya.diffusers_base import DiffusersBase
-
-            layers.append(DiffusersBase)
+        watch = Watch(control, first_step=first_step, versions=read_versions(), loaded=start.loaded)
+        watch.attach()
         keep_latents(options)
-        trainer = type("WatchedTrainer", (*layers, base), {})()
-        trainer.begin_watch(control, first_step=first_step, versions=read_versions(), loaded=start.loaded)
-        trainer.train(args)
-    except hooks.Stopped as stopped:
-        trainer.end_watch()
+        run = (
+            watch_trainer(watch, module, options) if options.script in TRAINERS else watch_plain(watch, module, options)
+        )
+        run(args)
+    except Stopped as stopped:
+        watch.end()
         control.emit("stopped", step=stopped.step, reason=control.stop_requested or "control")
         return 0
-    except hooks.NonFiniteError as problem:
-        trainer.end_watch()
+    except NonFiniteError as problem:
+        watch.end()
         say(str(problem))
         control.emit("nonfinite", step=problem.step, what=problem.what)
         return NONFINITE_EXIT
-    except hooks.Refusal as refusal:
+    except Refusal as refusal:
         say(str(refusal))
         return 1
-    if trainer.final_path is None:
+    if watch.step == first_step or (control.rank == 0 and watch.final_path is None):
         say("the trainer ended without training; its last lines say why (No data found: the data set is empty)")
         return 1
-    control.emit("end", step=trainer.step, path=str(trainer.final_path))
+    control.emit("end", step=watch.step, path=str(watch.final_path))
     return 0
+
+
+def watch_trainer(watch: Watch, module: Any, options: argparse.Namespace) -> Callable[[Any], None]:
+    """The `train` of a LoRA script's trainer, watched."""
+    from pixelkit.engines.kohya import hooks, resume
+
+    base: type[Any] = getattr(module, TRAINERS[options.script])
+    layers: list[type[Any]] = [hooks.WatchedNetwork]
+    if options.layout == "diffusers":
+        from pixelkit.engines.kohya.diffusers_base import DiffusersBase
+
+        layers.append(DiffusersBase)
+    if watch.first_step:
+        base = type("ResumedTrainer", (base,), {"train": resume.continue_train(base.train, watch.first_step)})
+    trainer = type("WatchedTrainer", (*layers, base), {"watch": watch})()
+
+    def run(args: Any) -> None:
+        args.skip_until_initial_step = watch.first_step > 0
+        trainer.train(args)
+
+    return run
+
+
+def watch_plain(watch: Watch, module: Any, options: argparse.Namespace) -> Callable[[Any], None]:
+    """The `train` of a plain script, watched."""
+    from pixelkit.engines.kohya import scripts
+
+    return scripts.watch_script(watch, module, scripts.SCRIPTS[options.script])
 
 
 def read_arguments(module: Any) -> Any:
@@ -140,15 +177,19 @@ def read_arguments(module: Any) -> Any:
     return module.train_util.read_config_from_file(args, parser)
 
 
-def check_arguments(args: Any) -> None:
+def check_arguments(args: Any, script: str) -> None:
     """Refuse what sd-scripts finds out late: after loading the model, or after the whole training."""
-    from pixelkit.engines.kohya.hooks import Refusal
+    from pixelkit.engines.kohya.endings import Refusal
 
-    for name in ("output_dir", "network_module", "pretrained_model_name_or_path"):
+    needed = ["output_dir", "pretrained_model_name_or_path"]
+    needed += ["network_module"] * (script in TRAINERS) + ["token_string"] * ("textual_inversion" in script)
+    for name in needed:
         if not getattr(args, name):
             raise Refusal(f"{name} is not set")
     if args.resume and not Path(args.resume).is_dir() and not args.resume_from_huggingface:
         raise Refusal(f"no state to resume from: {args.resume} is not a folder")
+    if args.seed is None:
+        args.seed = 0  # or the order of batches could not be found again, nor agreed on by several processes
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
 
 
@@ -176,7 +217,7 @@ def keep_latents(options: argparse.Namespace) -> None:
 
 
 def run_script(options: argparse.Namespace, rest: list[str], control: Control) -> int:
-    """Run a script that has no trainer class. Its progress is its tqdm bar; a stop ends it, saving nothing."""
+    """Run a script that is not watched. Its progress is its tqdm bar; a stop ends it, saving nothing."""
 
     def obey() -> None:
         while control.stop_requested is None:
@@ -195,7 +236,7 @@ def watch_start(start: Start, control: Control, timeout: float) -> None:
     """Until all is loaded: obey a stop while nothing but imports goes on, and keep to `timeout` seconds (0: none)."""
     deadline = time.monotonic() + timeout
     while not start.loaded.wait(0.2):
-        if control.stop_requested is not None and not start.imported.is_set():
+        if control.stop_requested is not None and control.alone and not start.imported.is_set():
             control.emit("stopped", step=0, reason=control.stop_requested)
             os._exit(0)
         if timeout and time.monotonic() > deadline:
