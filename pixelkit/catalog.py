@@ -109,6 +109,10 @@ class HardwareProfile(_Data):
     ] = ()
     memory_gib: Annotated[float, Field(description="smallest device memory that this profile is for")] = 0
     unified: Annotated[bool, Field(description="the device shares the machine's memory")] = False
+    stop_below_gib: Annotated[
+        float | None,
+        Field(description="a training saves and stops when less of the machine's memory is available", gt=0),
+    ] = None
     precision: Precision
     save_precision: Literal["fp16", "bf16", "float"] = "fp16"
     optimizer: Literal["adamw", "adamw8bit", "adafactor"]

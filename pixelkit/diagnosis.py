@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from pixelkit.symptoms import ERRORS, INSTALL, LINES, MODULES, SIGNALS, Rule
+from pixelkit.symptoms import ERRORS, INSTALL, LESS_MAIN_MEMORY, LINES, MACHINE_FULL, MODULES, SIGNALS, Rule
 
 
 class Ended(Protocol):
@@ -19,11 +19,19 @@ class Ended(Protocol):
 
     @property
     def reason(self) -> str:
-        """ "ended", "stopped", "killed" or "nonfinite"."""
+        """ "ended", "stopped", "killed", "nonfinite" or "memory"."""
 
     @property
     def peak_memory(self) -> int:
         """Bytes of main memory; 0: unknown."""
+
+    @property
+    def oom_killed(self) -> bool:
+        """Whether the kernel killed for want of memory just then."""
+
+    @property
+    def memory_note(self) -> str:
+        """What the guard of main memory saw."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +64,8 @@ _LONGEST: Final = 400
 
 def diagnose(exit: Ended, log_tail: str) -> Diagnosis:  # noqa: A002
     """What a failed training died of. `exit` with code 0 means: it ended, but there is no usable file."""
-    if exit.reason == "killed":
-        return Diagnosis(
-            kind="killed", what="killed as you asked", why="", do="resume from the last state, if one was saved"
-        )
-    if exit.reason == "nonfinite" or exit.returncode == 65:
-        return Diagnosis(
-            kind="nonfinite",
-            what="the loss is no longer a number (NaN or infinite)",
-            why="the weights ran away: mostly a learning rate too high, or fp16 with a base that overflows in it",
-            do='lower train.learning_rate, or set train.precision = "bf16" or "no"; the last good checkpoint is kept',
-        )
+    if ours := _explain_our_end(exit):
+        return ours
     number = -exit.returncode if exit.returncode < 0 else exit.returncode - 128
     if number in _FROM_OUTSIDE:
         return _explain_signal(number, exit)
@@ -139,6 +138,28 @@ def _apply(rule: Rule, found: re.Match[str], what: str) -> Diagnosis:
     return Diagnosis(kind=rule.kind, what=what[:_LONGEST], why=rule.why.format(**words), do=rule.do.format(**words))
 
 
+def _explain_our_end(exit: Ended) -> Diagnosis | None:  # noqa: A002
+    """Where the log need not be asked: ended by us, or by the kernel for want of memory."""
+    if exit.reason == "killed":
+        return Diagnosis(
+            kind="killed", what="killed as you asked", why="", do="resume from the last state, if one was saved"
+        )
+    if exit.reason == "nonfinite" or exit.returncode == 65:
+        return Diagnosis(
+            kind="nonfinite",
+            what="the loss is no longer a number (NaN or infinite)",
+            why="the weights ran away: mostly a learning rate too high, or fp16 with a base that overflows in it",
+            do='lower train.learning_rate, or set train.precision = "bf16" or "no"; the last good checkpoint is kept',
+        )
+    if exit.reason == "memory":
+        return Diagnosis(kind="oom", what=exit.memory_note, why=MACHINE_FULL, do=LESS_MAIN_MEMORY)
+    if exit.oom_killed:
+        held = f", at {exit.peak_memory / 2**30:.1f} GiB" if exit.peak_memory else ""
+        what = f"the kernel killed the trainer for want of memory{held}"
+        return Diagnosis(kind="oom", what=what, why="the machine's main memory is full", do=LESS_MAIN_MEMORY)
+    return None
+
+
 def _explain_signal(number: int, exit: Ended) -> Diagnosis:  # noqa: A002
     kind, why, do = SIGNALS.get(number, ("killed", "a signal from outside, or a crash of a library", "resume it"))
     held = f"; it held {exit.peak_memory / 2**30:.1f} GiB" if exit.peak_memory else ""
@@ -150,8 +171,11 @@ def _explain_signal(number: int, exit: Ended) -> Diagnosis:  # noqa: A002
 def _admit(exit: Ended, errors: list[str], lines: list[str]) -> Diagnosis:  # noqa: A002
     """Nothing that we know: the trainer's own last words."""
     said = [line.strip() for line in lines if line.strip() and not _LAUNCHER.search(line)]
+    own = [line for line in said if line.startswith("error: ")]  # engines/diffusers/entry.py
     if errors:
         what = errors[-1].splitlines()[0]
+    elif own:
+        what = own[-1].removeprefix("error: ")
     elif exit.returncode == 0:
         what = "the trainer ended without an error, but left no model"
     else:

@@ -75,6 +75,7 @@ class Display:
         )
         self._task: TaskID | None = None
         self._begun = False
+        self._over = False
         self._total = 0
         self._step = 0
         self._loss = Average()
@@ -107,17 +108,18 @@ class Display:
                 self._advance(event.step)
             case Bar():
                 self._take_bar(event)
-            case LogLine() if not self._step:
+            case LogLine() if not self._step and not self._over:
                 self._tell_phase(event.text)
             case Notice():
                 self._say(event.text)
             case Save() | State() | Stopped() | NonFinite() | End():
+                self._over = not isinstance(event, Save | State)  # what its launcher says of its end tells nobody more
                 self._say(describe_event(event))
             case _:
                 pass
 
     def _begin(self, total: int) -> None:
-        self._begun = True
+        self._begun, self._over = True, False
         self._total = total
         if self._task is not None:
             self._progress.update(self._task, total=total)

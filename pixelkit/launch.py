@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Final, Literal, Self
 
 from pixelkit.diagnosis import trainer_returncode
 from pixelkit.errors import StorageError
+from pixelkit.memory import count_oom_kills
 from pixelkit.process import ProcessTree
 from pixelkit.progress import Bar, Emitted, End, Event, LogLine, NonFinite, Notice, Parser, Step, Stopped
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from pixelkit.memory import MemoryGuard
     from pixelkit.process import Command
 
 TICK: Final = 0.2
@@ -37,12 +39,14 @@ SAVE_GRACE: Final = 120.0
 LEFT_GRACE: Final = 5.0
 """Seconds between asking and killing what outlives the trainer."""
 PIPE_GRACE: Final = 2.0
+OOM_LOOKS: Final = 15
+"""So many looks back, a process that the kernel killed for want of memory counts as the cause of the trainer's end."""
 SAME_REQUEST: Final = 0.5
 """Signals this close together are one request: a terminal and a wrapper such as `uv run` may both deliver it."""
 TAIL_LINES: Final = 1000
 
 Order = Literal["stop", "kill", "save", "sample"]
-Reason = Literal["ended", "stopped", "killed", "nonfinite"]
+Reason = Literal["ended", "stopped", "killed", "nonfinite", "memory"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +55,10 @@ class Exit:
 
     `returncode` is the trainer's own, also where accelerate stands between (which turns every failure into 1); negative
     is a signal, and `signal` its name. `reason`: "ended" by itself, well or not; "stopped" as asked, saved; "killed" by
-    us, on the second request; "nonfinite": the loss was no number. `peak_memory`: bytes resident in main memory, summed
-    over the process tree, sampled every second. `tail`: the last lines of the log, without bars.
+    us, on the second request; "nonfinite": the loss was no number; "memory": by the guard of main memory. `peak_memory`:
+    bytes resident in main memory, summed over the process tree, sampled every second. `oom_killed`: the kernel killed
+    processes for want of memory when the trainer was killed. `nonfinite` is what was no number: loss, gradient, latents
+    ... `memory_note`: the guard's figures. `tail`: the last lines of the log, without bars.
     """
 
     returncode: int
@@ -62,6 +68,9 @@ class Exit:
     peak_memory: int
     last_step: int
     tail: str
+    oom_killed: bool = False
+    nonfinite: str = ""
+    memory_note: str = ""
 
 
 def launch(
@@ -71,16 +80,17 @@ def launch(
     metrics: Path,
     on_event: Callable[[Event], None] | None = None,
     orders: Callable[[], Order | None] | None = None,
+    guard: MemoryGuard | None = None,
 ) -> Exit:
     """Run `command` until nothing of it is left. `log` gets its output, `metrics` a JSON line for each of its events.
 
     `on_event` is called here, in this thread, in order. `orders` is asked several times a second. In the main thread,
-    Ctrl-C, SIGTERM and SIGHUP mean "stop": save and end; a second one (but SIGHUP) means "kill".
+    Ctrl-C, SIGTERM and SIGHUP mean "stop": save and end; a second one (but SIGHUP) means "kill". `guard` may end it too.
     Raises EngineError where the command cannot start, StorageError where log or metrics cannot be opened; a disk that
     fills up later is told once, and training goes on.
     """
     with _Record(log) as log_record, _Record(metrics) as metrics_record:
-        watch = _Watch(command, log_record, metrics_record, on_event or (lambda _event: None))
+        watch = _Watch(command, log_record, metrics_record, on_event or (lambda _event: None), guard)
         try:
             with _signals(watch.receive):
                 return watch.run(orders or (lambda: None))
@@ -91,8 +101,18 @@ def launch(
 class _Watch:
     """The loop around one trainer."""
 
-    def __init__(self, command: Command, log: _Record, metrics: _Record, on_event: Callable[[Event], None]) -> None:
-        self.trainer = ProcessTree(command)
+    def __init__(
+        self,
+        command: Command,
+        log: _Record,
+        metrics: _Record,
+        on_event: Callable[[Event], None],
+        guard: MemoryGuard | None,
+    ) -> None:
+        self.trainer = ProcessTree(command, purpose=str(log.path.absolute()))
+        self._guard = guard
+        self._oom_kills: deque[int] = deque([count_oom_kills()], maxlen=OOM_LOOKS)
+        self._nonfinite = ""
         self._log = log
         self._metrics = metrics
         self._on_event = on_event
@@ -132,7 +152,7 @@ class _Watch:
             next_tick = now + TICK
             if now >= next_look and self._exited_at == math.inf:
                 next_look = now + min(MEMORY_EVERY, now - started)
-                self.trainer.look()
+                self._look(now)
             self._obey(self._read_signals() or orders())
             if self._is_over(now) and (not reading or now > self._exited_at + PIPE_GRACE):
                 break
@@ -156,7 +176,29 @@ class _Watch:
             peak_memory=self.trainer.peak_memory,
             last_step=self._last_step,
             tail=tail,
+            oom_killed=code in (-9, 137) and count_oom_kills() > self._oom_kills[0],
+            nonfinite=self._nonfinite,
+            memory_note=self._guard.note if self._guard else "",
         )
+
+    def _look(self, now: float) -> None:
+        """At memory: the trainer's, the machine's, and whom the kernel killed for it."""
+        self.trainer.look()
+        self._oom_kills.append(count_oom_kills())
+        word = self._guard.judge(now) if self._guard else None
+        if word is None or self._asked == "kill" or (word == "stop" and self._asked):
+            return
+        assert self._guard
+        self._reason = "memory" if self._asked is None or self._reason == "memory" else "killed"
+        self._asked = word
+        what = "saving, then stopping" if word == "stop" else "killing the trainer"
+        self._tell(f"{self._guard.note}: {what}")
+        if trouble := self._log.write(f"\npixelkit: {self._guard.note}: {what}\n".encode()):
+            self._tell(trouble)
+        if word == "stop":
+            self.trainer.stop()
+        else:
+            self.trainer.signal_all(kill=True)
 
     def _is_over(self, now: float) -> bool:
         """Whether the leader and all others have ended; sees to it that they do."""
@@ -185,7 +227,7 @@ class _Watch:
         order: Order | None = None
         while self._signals:
             number, at = self._signals.pop(0)
-            if self._asked is None and order is None:
+            if (self._asked is None or self._reason == "memory") and order is None:
                 order = "stop"
             elif at > self._signalled_at + SAME_REQUEST and number != getattr(signal, "SIGHUP", None):
                 order = "kill"
@@ -197,6 +239,8 @@ class _Watch:
             self._asked, self._reason = "kill", "killed"
             self._tell("killing the trainer")
             self.trainer.signal_all(kill=True)
+        elif order == "stop" and self._reason == "memory":
+            self._reason = "stopped"  # the user's word, which ends the run, over the guard's
         elif order == "stop" and self._asked is None:
             self._asked = "stop"
             self._tell("saving, then stopping; once more kills" if self.trainer.obeys_control else "stopping")
@@ -224,17 +268,21 @@ class _Watch:
             self._done_at = time.monotonic()
         if isinstance(event, Stopped) and self._reason == "ended":
             self._reason = "stopped"
+        if isinstance(event, End) and self._reason == "memory":
+            self._reason = "ended"  # it was through before it could obey
         if isinstance(event, NonFinite):
-            self._reason = "nonfinite"
+            self._reason, self._nonfinite = "nonfinite", event.what
 
     def _take_bar(self, bar: Bar) -> None:
         """A plain script's training bar. It is drawn more than once a step; the last drawing has the step's loss."""
-        if self._bar and bar.step > self._bar.step:
+        if self._bar is None:
+            self._write_metric({"event": "begin", "step": max(0, bar.step - 1), "total": bar.total})
+        elif bar.step > self._bar.step:
             self._write_bar()
         self._bar = bar
         self._last_step = bar.step
         if bar.loss is not None and not math.isfinite(bar.loss) and self._reason == "ended":
-            self._reason = "nonfinite"
+            self._reason, self._nonfinite = "nonfinite", "loss"
             self._tell(f"the loss is {bar.loss}: ending the trainer")
             self.trainer.signal_all(kill=False)
             self._kill_at = time.monotonic() + LEFT_GRACE
@@ -258,14 +306,16 @@ class _Record:
     """A file that is appended to, unbuffered, and whose trouble never ends a training."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._told = False
 
     def __enter__(self) -> Self:
         try:
-            self._file: IO[bytes] = self._path.open("ab", buffering=0)
+            self._file: IO[bytes] = self.path.open("ab", buffering=0)
         except OSError as error:
-            raise StorageError(f"cannot write {self._path}: {error.strerror}") from error
+            raise StorageError(f"cannot write {self.path}: {error.strerror}") from error
+        if _is_cut_off(self.path):
+            self.write(b"\n")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -279,8 +329,17 @@ class _Record:
                 data = data[self._file.write(data) :]
         except OSError as error:
             told, self._told = self._told, True
-            return None if told else f"cannot write {self._path} ({error.strerror}); training goes on without it"
+            return None if told else f"cannot write {self.path} ({error.strerror}); training goes on without it"
         return None
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether a file's last line has no end: who wrote it was killed."""
+    try:
+        with path.open("rb") as stream:
+            return stream.seek(0, os.SEEK_END) > 0 and stream.seek(-1, os.SEEK_END) >= 0 and stream.read(1) != b"\n"
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

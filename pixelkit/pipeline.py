@@ -7,45 +7,46 @@ import importlib.metadata
 import importlib.util
 import platform
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tomlkit
-
 from pixelkit import __version__
-from pixelkit.catalog import list_bases
 from pixelkit.dataset.make import Making
 from pixelkit.dataset.prepare import Prepared, describe_color, prepare
-from pixelkit.diagnosis import diagnose
 from pixelkit.engines.kohya.options import recognise_commit
-from pixelkit.errors import DataError, EngineError, Interrupted, PixelkitError, StorageError, TrainingError
-from pixelkit.launch import Exit, launch
+from pixelkit.errors import DataError, EngineError, Interrupted, PixelkitError, StorageError
+from pixelkit.measures import remember
 from pixelkit.paths import write_atomically
 from pixelkit.progress import Notice
 from pixelkit.ready import Choices, Ready, make_ready, planned_data, render_configs, runs_folder
 from pixelkit.rundir import RunDir, create_run, find_run, now
-from pixelkit.ship import Shipment, inspect_weights, ship
+from pixelkit.ship import Shipment, ship
 from pixelkit.sources.prepared import CLASS
 from pixelkit.start import make_start
+from pixelkit.track import open_trackers
+from pixelkit.training import is_trained, resolved_preset, take_over, train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pixelkit.catalog import Base
     from pixelkit.plan import DatasetPlan
-    from pixelkit.process import Command
     from pixelkit.progress import Event
+    from pixelkit.rundir import State
 
 LATENTS = ".latents"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Watcher:
-    """Who looks on: called with preparation's progress (done, total), and with the trainer's events."""
+    """Who looks on: called with the run once its directory is there, with preparation's progress (done, total), with the
+    trainer's events.
+    """
 
+    on_run: Callable[[RunDir], None] = lambda _run: None
     on_prepared: Callable[[int, int], None] = lambda _done, _total: None
     on_event: Callable[[Event], None] = lambda _event: None
 
@@ -79,92 +80,129 @@ def resume_run(name: str, choices: Choices, watcher: Watcher) -> Shipment:
     Raises StorageError for a run that is done or at work, DataError where the sprites are not those it began with.
     """
     run = find_run(runs_folder(choices), name)
-    manifest = run.read_manifest()
-    if manifest.get("state") == "done":
-        raise StorageError(f"{run.path.name} is done: {manifest.get('model')}")
-    if run.is_active():
-        raise StorageError(f"{run.path.name} is at work (process {manifest['owner']['pid']})")
-    sd_scripts, templates = (manifest.get("choices", {}).get(key) for key in ("sd_scripts", "templates"))
+    _refuse_done(run)
+    sd_scripts, templates = (run.read_manifest().get("choices", {}).get(key) for key in ("sd_scripts", "templates"))
     stored = Choices(
-        sd_scripts=Path(sd_scripts) if sd_scripts else None, templates=Path(templates) if templates else None
+        sd_scripts=Path(sd_scripts) if sd_scripts else None,
+        templates=Path(templates) if templates else None,
+        runs=run.path.parent,
+        retry=choices.retry,
     )
-    ready = make_ready(str(run.resolved), stored)
+    try:
+        ready = make_ready(str(run.resolved), stored)
+    except PixelkitError as error:
+        place = f"the run goes on once this is as it was, or once {run.resolved} names the new place"
+        error.hint = "\n".join(part for part in (error.hint, place) if part)
+        raise
     require_trainer()
     return carry_out(ready, run, watcher, resume=True)
 
 
-def resolved_preset(ready: Ready) -> str:
-    """The preset as TOML that stands alone, wherever it is read from."""
-    loaded, plan = ready.loaded, ready.plan
-    values = loaded.preset.model_dump(mode="json", exclude_unset=True, exclude_none=True)
-    values.pop("extends", None)
-    values["dataset"]["path"] = str(plan.dataset.source)
-    if loaded.preset.dataset.class_path:
-        values["dataset"]["class_path"] = str(
-            loaded.resolve_path(loaded.preset.dataset.class_path, "dataset", "class_path")
-        )
-    if plan.base_loras:
-        values["base_loras"] = [f"{path}:{strength:g}" for path, strength in plan.base_loras]
-    if plan.network.start_from:
-        values["network"]["start_from"] = str(plan.network.start_from)
-    if plan.base.local and loaded.preset.base not in list_bases():
-        values["base"] = plan.base.location
-    tables = {key: values.pop(key) for key in [key for key, value in values.items() if isinstance(value, dict)]}
-    return tomlkit.dumps({**values, "engine": plan.engine, "hardware": plan.hardware, **tables})
+def _refuse_done(run: RunDir) -> None:
+    manifest = run.read_manifest()
+    if manifest.get("state") == "done":
+        raise StorageError(f"{run.path.name} is done: {manifest.get('model')}")
 
 
 def carry_out(ready: Ready, run: RunDir, watcher: Watcher, *, resume: bool = False) -> Shipment:
-    """Steps 6 to 13 in a run directory; its manifest tells every state and how it ended."""
-    try:
-        begun_with = run.read_manifest().get("dataset", {}) if resume else {}
-        run.update(**_record(ready))
-        run.enter("preparing")
-        prepared = prepare_images(ready.plan.dataset, run.dataset, on_progress=watcher.on_prepared)
-        if any(begun_with.get(key, now_is) != now_is for key, now_is in identify(prepared).items()):
-            raise DataError(
-                f"the sprites or captions in {ready.plan.dataset.source} are not those this run began with",
-                hint="start a new run",
+    """Steps 6 to 13 in a run directory that no other process works in; its manifest tells every state and how it ended."""
+    with run.hold():
+        if resume:
+            _refuse_done(run)
+            take_over(run, watcher.on_event)
+        with _ending(run):
+            watcher.on_run(run)
+            begun_with = run.read_manifest().get("dataset", {})
+            run.update(**_record(ready))
+            prepared = _prepare(ready, run, watcher, begun_with)
+            start = make_start(ready.plan, run, runs_folder(ready.choices), watcher.on_prepared)
+            for remark in start.remarks:
+                watcher.on_event(Notice(text=remark))
+            if not (resume and is_trained(run, ready.plan.name)):
+                ready = _train(ready, run, prepared, watcher, resume=resume)
+            run.enter("shipping")
+            shipment = ship(
+                replace(ready.plan, base=start.settle(ready.plan.base)),
+                run,
+                palette=prepared.palette,
+                fingerprint=prepared.fingerprint,
+                sd_scripts=ready.sd_scripts,
             )
-        run.update(dataset=_describe_dataset(ready, prepared))
-        start = make_start(ready.plan, run, runs_folder(ready.choices), watcher.on_prepared)
-        for remark in start.remarks:
-            watcher.on_event(Notice(text=remark))
-        if not (resume and _is_trained(ready, run)):
-            data = planned_data(ready, run, latents_folder(ready, prepared))
-            render_configs(ready, run, data)
-            command = ready.engine.command(ready.plan, run, data, resume=_last_state(run) if resume else None)
-            write_atomically(run.command, command.shell_line() + "\n")
-            run.enter("training")
-            with ThreadPoolExecutor(max_workers=1) as beside:
-                base_hash = beside.submit(hash_model, ready.plan.base)
-                _train(ready, run, command, watcher)
-                run.update(base={**run.read_manifest()["base"], "sha256": base_hash.result()})
-        run.enter("shipping")
-        shipment = ship(
-            replace(ready.plan, base=start.settle(ready.plan.base)),
-            run,
-            palette=prepared.palette,
-            fingerprint=prepared.fingerprint,
-            sd_scripts=ready.sd_scripts,
-        )
-        run.enter(
-            "done",
-            model=str(shipment.model),
-            exports=[str(path) for path in shipment.exports],
-            metrics=shipment.metrics,
-        )
+            run.enter(
+                "done",
+                model=str(shipment.model),
+                exports=[str(path) for path in shipment.exports],
+                metrics=shipment.metrics,
+            )
+    return shipment
+
+
+@contextmanager
+def _ending(run: RunDir) -> Iterator[None]:
+    """Whatever ends the block early is told by the manifest, and as a PixelkitError."""
+    try:
+        yield
     except (Interrupted, KeyboardInterrupt) as error:
-        run.enter("interrupted", reason=str(error) or "stopped by the user")
+        _enter_last(run, "interrupted", reason=str(error) or "stopped by the user")
         if isinstance(error, Interrupted):
             raise
         raise Interrupted("stopped", hint=f"`pixelkit resume {run.path}` goes on") from None
     except PixelkitError as error:
-        run.enter("failed", reason=error.message, exit_code=error.exit_code)
+        _enter_last(run, "failed", reason=error.message, exit_code=error.exit_code)
         raise
     except OSError as error:
-        run.enter("failed", reason=str(error))
-        raise StorageError(f"{error.filename or run.path}: {error.strerror or error}") from error
-    return shipment
+        _enter_last(run, "failed", reason=str(error))
+        raise StorageError(
+            f"{error.filename or run.path}: {error.strerror or error}",
+            hint=f"`pixelkit resume {run.path}` goes on once that is mended",
+        ) from error
+
+
+def _enter_last(run: RunDir, state: State, **fields: object) -> None:
+    """How it ended, unless that cannot even be written: then what ended it is the better thing to say."""
+    with suppress(StorageError):
+        run.enter(state, **fields)
+
+
+def _prepare(ready: Ready, run: RunDir, watcher: Watcher, begun_with: Mapping[str, str]) -> Prepared:
+    """Raises DataError where a run goes on with other sprites than it began with."""
+
+    def look_up(done: int, total: int) -> None:
+        watcher.on_prepared(done, total)
+        if run.take_order() == "stop":
+            raise Interrupted("stopped while the sprites were prepared", hint=f"`pixelkit resume {run.path}` goes on")
+
+    run.enter("preparing")
+    prepared = prepare_images(ready.plan.dataset, run.dataset, on_progress=look_up)
+    if any(begun_with.get(key, now_is) != now_is for key, now_is in identify(prepared).items()):
+        raise DataError(
+            f"the sprites or captions in {ready.plan.dataset.source} are not those this run began with",
+            hint="start a new run",
+        )
+    run.update(dataset=_describe_dataset(ready, prepared))
+    return prepared
+
+
+def _train(ready: Ready, run: RunDir, prepared: Prepared, watcher: Watcher, *, resume: bool) -> Ready:
+    """The base is hashed meanwhile. What it took is remembered, however it ends."""
+    run.enter("training")
+    trackers = open_trackers(ready.plan, run, watcher.on_event)
+    listeners = (watcher.on_event, *(tracker.take for tracker in trackers))
+    ended = "failed"
+    try:
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            base_hash = beside.submit(hash_model, ready.plan.base)
+            ready = train(ready, run, latents=latents_folder(ready, prepared), listeners=listeners, resume=resume)
+            run.update(base={**run.read_manifest()["base"], "sha256": base_hash.result()})
+        ended = "done"
+    except (Interrupted, KeyboardInterrupt):
+        ended = "interrupted"
+        raise
+    finally:
+        for tracker in trackers:
+            tracker.close(ended)
+        remember(run, ready.plan)
+    return ready
 
 
 def prepare_images(
@@ -224,55 +262,6 @@ def hash_model(base: Base) -> str | None:
             while piece := stream.read(1 << 22):
                 digest.update(piece)
     return digest.hexdigest()
-
-
-def _is_trained(ready: Ready, run: RunDir) -> bool:
-    """Whether the trainer had already ended well, so that only the shipping is left."""
-    return run.model(ready.plan.name).is_file() and any(event.get("event") == "end" for event in run.read_metrics())
-
-
-def _last_state(run: RunDir) -> Path | None:
-    """The newest state folder that was written whole."""
-    states = [Path(str(event.get("path"))) for event in run.read_metrics() if event.get("event") == "state"]
-    return next((state for state in reversed(states) if state.is_dir()), None)
-
-
-def _train(ready: Ready, run: RunDir, command: Command, watcher: Watcher) -> None:
-    started = time.time()
-    result = launch(command, log=run.log, metrics=run.metrics, on_event=watcher.on_event)
-    run.update(
-        training={
-            "seconds": round(result.seconds, 1),
-            "last_step": result.last_step,
-            "returncode": result.returncode,
-            "peak_memory_bytes": result.peak_memory,
-        }
-    )
-    resume = f"`pixelkit resume {run.path}` goes on from the last saved state" if _last_state(run) else ""
-    if result.reason == "stopped":
-        saved = "weights and state are saved" if resume else "nothing to resume from was saved"
-        raise Interrupted(f"stopped after step {result.last_step}; {saved}", hint=resume)
-    if result.reason == "killed":
-        raise Interrupted(f"killed after step {result.last_step}", hint=resume)
-    model = run.model(ready.plan.name)
-    if result.reason != "ended" or result.returncode != 0 or not model.is_file():
-        raise _explain(result, run, resume)
-    inspect_weights(model, newer_than=started)
-
-
-def _explain(result: Exit, run: RunDir, resume: str) -> TrainingError:
-    diagnosis = diagnose(result, result.tail)
-    tail = "\n".join(f"    {line}" for line in _without_launcher(result.tail.splitlines())[-8:])
-    parts = [diagnosis.why, diagnosis.do, f"the log's end ({run.log}):\n{tail}" if tail else f"log: {run.log}", resume]
-    return TrainingError(diagnosis.what, kind=diagnosis.kind, hint="\n".join(part for part in parts if part))
-
-
-def _without_launcher(lines: list[str]) -> list[str]:
-    """A log's end without the traceback in which accelerate only says that the trainer failed."""
-    if not any(line.startswith("subprocess.CalledProcessError") for line in lines[-3:]):
-        return lines
-    starts = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
-    return lines[: starts[-1]] if starts else lines
 
 
 def _record(ready: Ready) -> dict[str, object]:

@@ -333,9 +333,7 @@ class Preset(_Table):
     extends: Annotated[
         str | None, Field(description="a shipped preset's name or a file; this preset's keys win over its keys")
     ] = None
-    name: Annotated[
-        str, AfterValidator(check_name), Field(description="names the run and the files", max_length=100)
-    ]
+    name: Annotated[str, AfterValidator(check_name), Field(description="names the run and the files", max_length=100)]
     base: Annotated[
         str, Field(description="a base of presets/bases, a file, a folder or a hub id (then family too)", min_length=1)
     ]

@@ -20,7 +20,7 @@ import psutil
 from pixelkit.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 MARK: Final = "PIXELKIT_TRAINER"
 """A variable in the environment of all that a trainer starts, so that nothing of it is overlooked."""
@@ -53,9 +53,10 @@ class ProcessTree:
     """A running command: the leader, its group, and its descendants in other groups, known by a mark they inherit.
 
     Raises EngineError where it cannot start. `peak_memory`: bytes resident, summed, the most that look() ever saw.
+    `purpose` goes into the mark, so that find_started knows the tree of a pixelkit that was killed.
     """
 
-    def __init__(self, command: Command) -> None:
+    def __init__(self, command: Command, *, purpose: str = "") -> None:
         if not command.cwd.is_dir():
             raise EngineError(f"{command.cwd} is not a folder", hint="the trainer runs there; see `pixelkit doctor`")
         if shutil.which(command.argv[0], path=command.env.get("PATH")) is None:
@@ -63,7 +64,7 @@ class ProcessTree:
         argv = list(command.argv)
         if not command.obeys_control:
             argv = [sys.executable, "-I", "-S", str(Path(__file__).parent / "engines" / "control.py"), *argv]
-        self._mark = uuid.uuid4().hex
+        self._mark = f"{purpose}#{uuid.uuid4().hex}"
         try:
             self.process = subprocess.Popen(
                 argv,
@@ -110,10 +111,7 @@ class ProcessTree:
     def left(self) -> list[psutil.Process]:
         """What is alive of the group and of the descendants, the leader included."""
         found = set(self._seen)
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                if _group_of(process) == self.process.pid or process.environ().get(MARK) == self._mark:
-                    found.add(process)
+        found.update(_find(lambda process: _group_of(process) == self.process.pid or _mark_of(process) == self._mark))
         return [process for process in found if _is_alive(process)]
 
     def signal_all(self, *, kill: bool) -> None:
@@ -140,6 +138,22 @@ class ProcessTree:
             self.process.wait(timeout=10)
         assert self.process.stdin
         self.process.stdin.close()
+
+
+def find_started(purpose: str) -> list[psutil.Process]:
+    """What is alive of all process trees that were started with this purpose, by whom ever."""
+    return [process for process in _find(lambda one: _mark_of(one).startswith(f"{purpose}#")) if _is_alive(process)]
+
+
+def _find(wanted: Callable[[psutil.Process], bool]) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if wanted(process):
+                yield process
+
+
+def _mark_of(process: psutil.Process) -> str:
+    return process.environ().get(MARK, "")
 
 
 def _end_with_parent() -> Callable[[], None] | None:

@@ -24,6 +24,8 @@ from pixelkit.sources import Reading, survey
 from pixelkit.sources.prepared import CLASS, subset_folder
 from pixelkit.sources.sheets import parse_cells
 from pixelkit.start import plan_start
+from pixelkit.track import check_tracking
+from pixelkit.tuned import apply_tuned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,11 +44,12 @@ class Choices:
     sd_scripts: Path | None = None
     runs: Path | None = None
     templates: Path | None = None
+    retry: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """A plan that has passed every check, and the engine that will carry it out."""
+    """A plan, and the engine that will carry it out; what make_ready returns has passed every check."""
 
     loaded: LoadedPreset
     plan: Plan
@@ -62,6 +65,18 @@ class Ready:
 
 def make_ready(preset: str, choices: Choices) -> Ready:
     """Steps 1 to 4: load, look up, resolve, check; 7 and 8 are rehearsed. Leaves nothing behind."""
+    ready = make_plan(preset, choices)
+    if problems := [*check_tracking(ready.loaded), *ready.engine.check(ready.plan, ready.sd_scripts)]:
+        raise EngineError(
+            f"{ready.loaded.file.name}: {len(problems)} problem{'s'[: len(problems) > 1]} before launch",
+            problems=problems,
+        )
+    rehearse(ready)
+    return ready
+
+
+def make_plan(preset: str, choices: Choices, *, elsewhere: bool = False) -> Ready:
+    """Steps 1 to 3: load, look up, resolve. `elsewhere`: it will not run here, so the engine need not be here."""
     overrides = [*choices.overrides]
     overrides += [f"hardware={json.dumps(choices.hardware)}"] if choices.hardware else []
     overrides += [f"engine={json.dumps(choices.engine)}"] if choices.engine else []
@@ -76,12 +91,24 @@ def make_ready(preset: str, choices: Choices) -> Ready:
             models=user_path(models) if models else None,
         )
     location = locate_sd_scripts(choices.sd_scripts)
+    nowhere = EngineLocation(path=Path(), named_by="") if elsewhere else None
     with _written_at(loaded, "engine"):
-        engine_name = choose_engine(wanted.engine, base, location)
+        engine_name = choose_engine(wanted.engine, base, location or nowhere)
     machine = detect_machine()
     profiles = list_hardware()
     with _written_at(loaded, "hardware"):
         profile_name, _ = choose_profile(wanted.hardware, machine, profiles)
+    profile, shown = profiles[profile_name], profile_name
+    if wanted.hardware == "auto":  # a profile that is named is taken as it is
+        profile, shown = apply_tuned(
+            profile_name,
+            profile,
+            machine,
+            base,
+            method=wanted.method,
+            engine=engine_name,
+            resolution=wanted.dataset.resolution or base.spec.resolution,
+        )
     folders = _find_folders(loaded)
     reading = read_how(wanted.dataset)
     found = {
@@ -92,20 +119,14 @@ def make_ready(preset: str, choices: Choices) -> Ready:
         loaded,
         base,
         profile_name,
-        profiles[profile_name],
+        profile,
         machine,
         engine=engine_name,
         survey=found["path"],
         class_survey=found.get("class_path"),
+        shown_profile=shown,
     )
-    engine = ENGINES[engine_name]
-    if problems := engine.check(plan, location.path if location else None):
-        raise EngineError(
-            f"{loaded.file.name}: {len(problems)} problem{'s'[: len(problems) > 1]} before launch", problems=problems
-        )
-    ready = Ready(loaded=loaded, plan=plan, engine=engine, location=location, choices=choices)
-    rehearse(ready)
-    return ready
+    return Ready(loaded=loaded, plan=plan, engine=ENGINES[engine_name], location=location, choices=choices)
 
 
 def read_how(dataset: Dataset) -> Reading:

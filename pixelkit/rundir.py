@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
+import shutil
+import sys
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final, Literal, get_args
 
 import psutil
 
@@ -15,10 +22,16 @@ from pixelkit.paths import user_path, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 State = Literal["planned", "preparing", "training", "shipping", "done", "failed", "interrupted"]
+Order = Literal["stop", "save", "sample"]
+ACTIVE: Final = frozenset({"planned", "preparing", "training", "shipping"})
 MANIFEST = "manifest.json"
+LOCK_PATIENCE: Final = 0.5
+"""Seconds to try for a run's lock: who only looks whether it is held has it for a moment."""
+# What writing to a temporary name leaves where it is killed before the rename: here, in the engines, in the exports.
+_LEFTOVER = re.compile(r"\.(.+\.[a-z0-9_]{8}|.+\.(tmp|new)|.+\.part(\.\w+)?)|.+\.part\.safetensors|.+-state\.part")
+_STATE_STEP = re.compile(r"-step(\d+)-state")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +99,61 @@ class RunDir:
         """States, hashes, versions, times: the record of the run."""
         return self.path / MANIFEST
 
+    @property
+    def lock(self) -> Path:
+        """Locked by the process that is at work on the run, for as long as it lives."""
+        return self.path / "lock"
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Own the run while the block lasts; orders from before are forgotten. Raises StorageError where another process does."""
+        try:
+            stream = self.lock.open("a+b")
+        except OSError as error:
+            raise StorageError(f"cannot write {self.lock}: {error.strerror}") from error
+        with stream:
+            end = time.monotonic() + LOCK_PATIENCE
+            while not _try_lock(stream):
+                if time.monotonic() > end:
+                    pid = self.read_manifest().get("owner", {}).get("pid", "unknown")
+                    raise StorageError(f"{self.path.name} is at work (process {pid})", hint="wait for it, or stop it")
+                time.sleep(LOCK_PATIENCE / 10)
+            while self.take_order():
+                pass
+            yield
+
+    def remove_leftovers(self) -> None:
+        """Remove temporary files of a process that was killed. Only for who holds the run."""
+        for folder, folders, files in os.walk(self.path):
+            for name in filter(_LEFTOVER.fullmatch, files):
+                Path(folder, name).unlink(missing_ok=True)
+            for name in filter(_LEFTOVER.fullmatch, tuple(folders)):
+                shutil.rmtree(Path(folder, name), ignore_errors=True)
+                folders.remove(name)
+
+    def leave_order(self, word: Order) -> None:
+        """Ask the process at work on the run to save and stop, to save, or to sample; it looks several times a second.
+
+        Ignored where no process is at work. Raises StorageError where the run's directory cannot be written.
+        """
+        if word not in get_args(Order):
+            raise ValueError(word)
+        write_atomically(self._order(word), "")
+
+    def take_order(self) -> Order | None:
+        """The next order that was left, "stop" before all others; it is taken away."""
+        for word in get_args(Order):
+            try:
+                self._order(word).unlink()
+            except OSError:
+                continue
+            taken: Order = word
+            return taken
+        return None
+
+    def _order(self, word: str) -> Path:
+        return self.path / f"{word}.order"
+
     def read_manifest(self) -> dict[str, Any]:
         """The manifest. Raises StorageError if it is missing or broken."""
         try:
@@ -111,29 +179,131 @@ class RunDir:
         self.update(state=state, history=history, owner=owner, **fields)
 
     def is_active(self) -> bool:
-        """Whether the process that owns the run is alive and at work on it."""
+        """Whether a process is at work on the run."""
         manifest = self.read_manifest()
-        owner = manifest.get("owner", {})
-        try:
-            alive = psutil.Process(owner["pid"]).create_time() == owner["started"]
-        except (KeyError, psutil.Error):
+        if manifest.get("state") not in ACTIVE:
             return False
-        return (
-            alive
-            and manifest.get("state") in {"planned", "preparing", "training", "shipping"}
-            and owner["pid"] != os.getpid()
-        )
+        held = _is_locked(self.lock)
+        return _is_alive(manifest.get("owner", {})) if held is None else held
 
     def read_metrics(self) -> Iterator[dict[str, Any]]:
-        """The events of metrics.jsonl in order; a line that a crash cut off is left out."""
-        if self.metrics.is_file():
-            for line in self.metrics.read_text("utf-8", errors="replace").splitlines():
-                try:
-                    event = json.loads(line)
-                except ValueError:
+        """The events of metrics.jsonl in order, as those of one run: what a resumed or repeated training did again is left out.
+
+        After a "begin" behind step s, events of later steps from before it do not count; behind step 0 nothing from before
+        does. A line that a crash cut off is left out.
+        """
+        if not self.metrics.is_file():
+            return
+        limits = _find_limits(self.metrics)
+        session = 0
+        with self.metrics.open("rb") as stream:
+            for line in stream:
+                event = _parse(line)
+                if event is None:
                     continue
-                if isinstance(event, dict):
+                session += event.get("event") == "begin"
+                step = event.get("step")
+                if limits[session] > 0 and not (isinstance(step, int) and step > limits[session]):
                     yield event
+
+    def last_state(self) -> tuple[Path, int] | None:
+        """The newest state folder that was written whole, and its step.
+
+        Whether metrics.jsonl tells of it does not matter: a trainer still saves when pixelkit was killed above it.
+        """
+        told = {Path(str(event.get("path"))).name: event.get("step") for event in self.read_metrics()}
+        found = [
+            (step, path)
+            for path in self.output.glob("*-state")
+            if path.is_dir() and (step := _step_of(path, told.get(path.name))) is not None
+        ]
+        return max(found)[::-1] if found else None
+
+    def last_weights(self, name: str) -> tuple[Path, int] | None:
+        """The newest weights file that was saved on the way, and its step."""
+        start = f"{name}-step"
+        found = [
+            (int(digits), path)
+            for path in self.output.glob("*.safetensors")
+            if path.stem.startswith(start) and (digits := path.stem.removeprefix(start)).isdigit()
+        ]
+        return max(found)[::-1] if found else None
+
+
+def _find_limits(metrics: Path) -> list[float]:
+    """For the events before each "begin", and those after the last: up to which step they count; 0 means none of them."""
+    starts: list[float | None] = []
+    with metrics.open("rb") as stream:
+        for line in stream:
+            is_begin = b'"begin"' in line
+            if not is_begin and (not starts or starts[-1] is not None):
+                continue
+            event = _parse(line) or {}
+            step = event.get("step")
+            if event.get("event") == "begin":
+                starts.append(step if isinstance(step, int) else None)
+            elif event.get("event") == "step" and isinstance(step, int) and starts:
+                starts[-1] = step - 1  # a trainer that does not say where it begins
+    limits = [float("inf")]
+    for start in reversed(starts):
+        limits.insert(0, min(limits[0], float("inf") if start is None else start))
+    return limits
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
+
+
+def _step_of(state: Path, told: object) -> int | None:
+    """From the folder's name, from what the engine wrote into it, or from what it told."""
+    if named := _STATE_STEP.search(state.name):
+        return int(named[1])
+    for file, key in (("train_state.json", "current_step"), ("trainer.json", "step")):
+        try:
+            return int(json.loads((state / file).read_text("utf-8"))[key])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return told if isinstance(told, int) else None
+
+
+def _try_lock(stream: IO[bytes], *, shared: bool = False) -> bool:
+    """Whether the lock is ours now, until the stream is closed. Where the file system knows no locks, it always is."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt  # noqa: PLC0415
+
+            stream.seek(0)
+            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl  # noqa: PLC0415
+
+            fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return sys.platform != "win32"
+    return True
+
+
+def _is_locked(path: Path) -> bool | None:
+    """Whether a process holds the lock; None where there is none to look at."""
+    try:
+        with path.open("rb") as stream:
+            return not _try_lock(stream, shared=True)
+    except OSError:
+        return None
+
+
+def _is_alive(owner: Mapping[str, Any]) -> bool:
+    try:
+        alive = bool(psutil.Process(owner["pid"]).create_time() == owner["started"])
+    except (KeyError, psutil.Error):
+        return False
+    return alive and int(owner["pid"]) != os.getpid()
 
 
 def now() -> str:
@@ -149,23 +319,44 @@ def create_run(root: Path, name: str, *, preset_text: str, plan: Mapping[str, ob
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        for number in range(1, 1000):
-            path = root / (f"{name}-{stamp}" if number == 1 else f"{name}-{stamp}-{number}")
-            try:
-                path.mkdir()
-                break
-            except FileExistsError:
-                continue
+        _remove_unborn(root)
+        part = root / f".{name}-{stamp}.{platform.node()}-{os.getpid()}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
     except OSError as error:
         raise StorageError(
             f"cannot create a run in {root}: {error.strerror}", hint="--runs DIR puts runs elsewhere"
         ) from error
-    run = RunDir(path=path.resolve())
-    write_atomically(run.preset, preset_text)
-    write_atomically(run.resolved, resolved)
-    write_atomically(run.plan, json.dumps(plan, indent=2, default=str) + "\n")
-    run.enter("planned", name=name, created=now())
-    return run
+    begun = RunDir(path=part)
+    try:
+        write_atomically(begun.preset, preset_text)
+        write_atomically(begun.resolved, resolved)
+        write_atomically(begun.plan, json.dumps(plan, indent=2, default=str) + "\n")
+        begun.enter("planned", name=name, created=now())
+        return RunDir(path=_settle(part, root / f"{name}-{stamp}").resolve())
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _settle(part: Path, path: Path) -> Path:
+    """A directory that is complete gets its name, or the next one that is free."""
+    for number in range(1, 1000):
+        free = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        if not free.exists():
+            try:
+                return part.rename(free)
+            except OSError:  # another was quicker
+                if not free.exists():
+                    raise
+    raise StorageError(f"{path.parent} holds a thousand runs of this second")
+
+
+def _remove_unborn(root: Path) -> None:
+    """What processes of this machine left that were killed while they created a run."""
+    for part in root.glob(f".*.{platform.node()}-*.part"):
+        pid = part.name.removesuffix(".part").rpartition("-")[2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def is_run(folder: Path) -> bool:

@@ -9,9 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converters import ConversionError
-from converters.bake import bake
-from converters.start import Shape, fit
 from pixelkit.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -53,6 +50,10 @@ def make_start(
     Raises WeightsError: a LoRA of another base, or broken.
     """
     start = plan_start(plan, run, runs)
+    if start == Start():
+        return start
+    from converters import ConversionError  # noqa: PLC0415 - numpy, which planning does without
+
     remarks: list[str] = []
     try:
         if start.base and not start.base.exists():
@@ -76,6 +77,8 @@ def _name_base(plan: Plan) -> str:
 
 
 def _bake(plan: Plan, out: Path, on_progress: Callable[[int, int], None]) -> str:
+    from converters.bake import bake  # noqa: PLC0415
+
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.{os.getpid()}.part{out.suffix}")
     try:
@@ -98,6 +101,8 @@ def _bake(plan: Plan, out: Path, on_progress: Callable[[int, int], None]) -> str
 
 
 def _fit(plan: Plan, source: Path, out: Path) -> list[str]:
+    from converters.start import Shape, fit  # noqa: PLC0415
+
     network = plan.network
     text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3") if plan.train.train_text_encoder else ()
     shape = Shape(rank=network.rank, alpha=network.alpha, conv_rank=network.conv_rank, conv_alpha=network.conv_alpha)

@@ -28,10 +28,12 @@ _LESS_MEMORY: Final = (
     'train.gradient_checkpointing = true, train.optimizer = "adamw8bit", '
     "a lower dataset.resolution or network.rank; close what else uses the GPU"
 )
-_LESS_MAIN_MEMORY: Final = (
+LESS_MAIN_MEMORY: Final = (
     "lower train.batch_size, set train.gradient_checkpointing = true and train.precision, choose a smaller base, "
     "set [kohya] max_data_loader_n_workers = 0; close other programs"
 )
+
+MACHINE_FULL: Final = "GPU and processor share this machine's memory, and a machine without any left hangs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,7 @@ ERRORS: Final[tuple[Rule, ...]] = (
         pattern=r"DefaultCPUAllocator|\bMemoryError\b|Cannot allocate memory|std::bad_alloc|paging file is too small"
         r"|Unable to allocate [\d.]+ [KMGT]iB|killed by signal: Killed",
         why="the machine's main memory is full",
-        do=_LESS_MAIN_MEMORY,
+        do=LESS_MAIN_MEMORY,
     ),
     Rule(
         kind="nonfinite",
@@ -163,7 +165,8 @@ ERRORS: Final[tuple[Rule, ...]] = (
     Rule(
         kind="broken-weights",
         pattern=r"SafetensorError|HeaderTooLarge|HeaderTooSmall|InvalidHeader|MetadataIncompleteBuffer|invalid load key"
-        r"|PytorchStreamReader failed|UnpicklingError|Ran out of input|Weights only load failed",
+        r"|PytorchStreamReader failed|UnpicklingError|Ran out of input|Weights only load failed"
+        r"|Unable to load weights from checkpoint file",
         why="a model file is incomplete or no model file at all: often a download that broke off",
         do="download base (and any file named in [kohya]) again and compare its size or hash with the page's",
     ),
@@ -223,7 +226,7 @@ ERRORS: Final[tuple[Rule, ...]] = (
         kind="worker",
         pattern=r"DataLoader worker .*(?:exited unexpectedly|is killed by signal)",
         why="a helper process that loads images died, mostly for want of memory",
-        do="set [kohya] max_data_loader_n_workers = 0; " + _LESS_MAIN_MEMORY,
+        do="set [kohya] max_data_loader_n_workers = 0; " + LESS_MAIN_MEMORY,
     ),
     Rule(kind="interrupted", pattern=r"^KeyboardInterrupt", why="the trainer was interrupted", do="start it again"),
 )
@@ -242,7 +245,11 @@ LINES: Final[tuple[Rule, ...]] = (
         why="the script does not take an option that it was given",
         do="check [kohya] and your own templates; `pixelkit doctor` tells whether sd-scripts is at the pinned commit",
     ),
-    *(rule for rule in ERRORS if rule.kind in {"disk", "oom", "gpu-crash", "gpu-unsupported", "environment"}),
+    *(
+        rule
+        for rule in ERRORS
+        if rule.kind in {"disk", "oom", "gpu-crash", "gpu-unsupported", "environment", "broken-weights"}
+    ),
 )
 """Held against the end of the log where no exception stands in it."""
 
@@ -255,7 +262,7 @@ SIGNALS: Final[Mapping[int, tuple[str, str, str]]] = {
     9: (
         "killed",
         "SIGKILL: the system or somebody killed it, the system mostly for want of memory{held}",
-        _LESS_MAIN_MEMORY,
+        LESS_MAIN_MEMORY,
     ),
     11: (
         "crash",

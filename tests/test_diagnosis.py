@@ -15,6 +15,8 @@ class Ended:
     returncode: int = 1
     reason: str = "ended"
     peak_memory: int = 0
+    oom_killed: bool = False
+    memory_note: str = ""
 
 
 ACCELERATE = """Traceback (most recent call last):

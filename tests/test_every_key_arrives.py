@@ -74,7 +74,8 @@ TE = "train.text_encoder = true\n"
 KEYS: dict[str, Key] = {
     "name": Key(value='"other"', lands={"config output_name": "other"}, diffusers={"output_name": "other"}),
     "dataset.path": Key(value='"elsewhere"', lands={"plan dataset.source": Path("elsewhere")}),
-    "dataset.trigger": Key(value='"pix, el"', lands={"plan caption": "pix, el, a sword", "config metadata_tags": "pix, el"}, refused=WORD,
+    "dataset.trigger": Key(value='"pix, el"', lands={"plan caption": "pix, el, a sword", "config metadata_tags": "pix, el"},
+                           refused=WORD,
                            diffusers={"metadata modelspec.trigger_phrase": "pix, el"}),
     "dataset.caption": Key(value='"a {name}!"', lands={"plan bare": "a bow!"}),
     "dataset.background": Key(value='"#102030"', lands={"plan dataset.background": "#102030"}),
@@ -97,9 +98,11 @@ KEYS: dict[str, Key] = {
                               diffusers={"network conv_alpha": 2.0}, idle=WHOLE | FLOW, also="network.conv_rank = 5\n"),
     "network.kind": Key(value='"oft"', lands={"config network_module": "networks.oft"}, idle=WHOLE,
                         refused=frozenset({"sd3_train_network"})),
-    "network.factor": Key(value="4", lands={"config network_args": ["algo=lokr", "preset=attn-mlp", "factor=4"]}, idle=WHOLE, refused=LORA & FLOW,
+    "network.factor": Key(value="4", lands={"config network_args": ["algo=lokr", "preset=attn-mlp", "factor=4"]},
+                          idle=WHOLE, refused=LORA & FLOW,
                           also='network.kind = "lokr"\n'),
-    "network.unit": Key(value="2", lands={"config network_args": ["unit=2"]}, idle=WHOLE, refused=LORA & FLOW, also='network.kind = "dylora"\n'),
+    "network.unit": Key(value="2", lands={"config network_args": ["unit=2"]}, idle=WHOLE, refused=LORA & FLOW,
+                        also='network.kind = "dylora"\n'),
     "embedding.vectors": Key(value="3", lands={"config num_vectors_per_token": 3}, idle=SCRIPTS.keys() - WORD),
     "embedding.start_word": Key(value='"bow"', lands={"config init_word": "bow"}, idle=SCRIPTS.keys() - WORD),
     "train.gpus": Key(value="2", lands={"processes": "num_processes: 2"}),
@@ -158,7 +161,8 @@ KEYS: dict[str, Key] = {
     "export.description": Key(value='"D"', lands={"config metadata_description": "D"},
                               diffusers={"metadata modelspec.description": "D"}),
 }  # fmt: skip
-# What no trainer reads: it chooses base, script and profile, shipping reads it (tests/test_ship.py), or a tracker (tests/test_track.py).
+# What no trainer reads: it chooses base, script and profile, shipping reads it (tests/test_ship.py), or a tracker
+# (tests/test_track.py).
 # What decides how the source is read stands in tests/test_survey.py and tests/test_grids.py.
 ELSEWHERE = {
     "dataset.sheet",

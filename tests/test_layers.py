@@ -13,13 +13,13 @@ import pixelkit
 ROOT = Path(pixelkit.__file__).parent
 FLOORS = (
     ("errors", "paths", "progress", "toml_lines", "toml_text"),
-    ("rundir", "process", "diagnosis", "canvas", "symptoms", "pixelgrid", "words", "notify"),
+    ("rundir", "process", "diagnosis", "canvas", "symptoms", "pixelgrid", "words", "notify", "memory"),
     ("preset", "preset_file", "catalog", "hardware", "sources", "tiny"),
     ("plan",),
-    ("engines", "render", "launch", "display", "measures", "track", "track_tensorboard", "track_wandb"),
+    ("engines", "render", "launch", "display", "measures", "track", "remedies"),
     ("dataset", "evaluate", "ship", "start", "registry"),
     ("ready", "tuned"),
-    ("training", "ladder"),
+    ("training",),
     ("pipeline",),
     ("queue", "tune"),
     ("cli", "__main__"),
@@ -27,7 +27,7 @@ FLOORS = (
 # Within a floor, who may lean on whom: written down, so that it stays a list and does not become a habit.
 LEANS = {
     ("paths", "errors"), ("progress", "errors"), ("toml_text", "errors"), ("process", "rundir"), ("diagnosis", "symptoms"),
-    ("pixelgrid", "words"),
+    ("pixelgrid", "words"), ("ready", "tuned"),
     ("preset_file", "preset"), ("catalog", "preset"), ("hardware", "catalog"), ("ship", "evaluate"), ("dataset", "evaluate"),
     ("__main__", "cli"),
 }  # fmt: skip

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -12,14 +13,16 @@ from pixelkit import __version__
 from pixelkit.cli import report
 from pixelkit.cli.convert import convert, lora
 from pixelkit.cli.data import data
+from pixelkit.cli.estimate import estimate, measures
 from pixelkit.cli.machine import config, doctor, hardware
+from pixelkit.cli.models import models
+from pixelkit.cli.options import read_choices, run_options
 from pixelkit.cli.presets import presets
+from pixelkit.cli.queue import queue
 from pixelkit.cli.runs import runs
+from pixelkit.cli.tune import tune
 from pixelkit.errors import PixelkitError, StorageError
 from pixelkit.ready import Choices, make_ready
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class Group(click.Group):
@@ -49,71 +52,30 @@ def main() -> None:
     """
 
 
-def run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that `run`, `check` and `render` share."""
-    for option in reversed(
-        (
-            click.argument("preset"),
-            click.option(
-                "--set",
-                "overrides",
-                multiple=True,
-                metavar="KEY=VALUE",
-                help="Override a key, e.g. --set train.steps=100.",
-            ),
-            click.option(
-                "--hardware", metavar="NAME", help="A hardware profile instead of the one that fits this machine."
-            ),
-            click.option("--engine", type=click.Choice(["auto", "kohya", "diffusers"]), help="Who trains."),
-            click.option(
-                "--sd-scripts", type=click.Path(path_type=Path), metavar="PATH", help="The sd-scripts checkout."
-            ),
-            click.option(
-                "--runs",
-                "runs_folder",
-                type=click.Path(path_type=Path),
-                metavar="DIR",
-                help="Where run directories go.",
-            ),
-            click.option(
-                "--templates",
-                type=click.Path(path_type=Path, resolve_path=True),
-                metavar="DIR",
-                help="Your own templates, one by one.",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-def _choices(overrides: tuple[str, ...], hardware: str | None, engine: str | None, **paths: Path | None) -> Choices:
-    return Choices(
-        overrides=overrides,
-        hardware=hardware,
-        engine=engine,
-        sd_scripts=paths["sd_scripts"],
-        runs=paths["runs_folder"],
-        templates=paths["templates"],
-    )
+RETRY = click.option(
+    "--retry/--no-retry",
+    default=True,
+    help="When memory runs out, go on with settings that need less of it (the default), or end there.",
+)
 
 
 @main.command()
 @run_options
+@RETRY
 @click.option("--dry-run", is_flag=True, help="Check and render everything, print the command line, start nothing.")
-def run(preset: str, *, dry_run: bool, **options: Any) -> None:
+def run(preset: str, *, dry_run: bool, retry: bool, **options: Any) -> None:
     """Train what PRESET says (a file, or a shipped preset's name) and ship it.
 
     The last line on standard output is the path of the model.
     """
     from pixelkit import pipeline
 
-    choices = _choices(**options)
+    choices = replace(read_choices(**options), retry=retry)
     if dry_run:
         click.echo(pipeline.dry_run(make_ready(preset, choices)))
         return
-    with report.watching() as watcher:
-        shipment = pipeline.run_preset(preset, choices, watcher)
+    with report.watching() as watcher, report.notifying(watcher) as watched:
+        shipment = pipeline.run_preset(preset, choices, watched)
     report.print_shipment(shipment)
 
 
@@ -122,12 +84,13 @@ def run(preset: str, *, dry_run: bool, **options: Any) -> None:
 @click.option(
     "--runs", "runs_folder", type=click.Path(path_type=Path), metavar="DIR", help="Where run directories lie."
 )
-def resume(run_name: str, runs_folder: Path | None) -> None:
+@RETRY
+def resume(run_name: str, runs_folder: Path | None, *, retry: bool) -> None:
     """Go on with a run that was stopped or failed: RUN is its directory, its name, or `latest`."""
     from pixelkit import pipeline
 
-    with report.watching() as watcher:
-        shipment = pipeline.resume_run(run_name, Choices(runs=runs_folder), watcher)
+    with report.watching() as watcher, report.notifying(watcher) as watched:
+        shipment = pipeline.resume_run(run_name, Choices(runs=runs_folder, retry=retry), watched)
     report.print_shipment(shipment)
 
 
@@ -135,7 +98,7 @@ def resume(run_name: str, runs_folder: Path | None) -> None:
 @run_options
 def check(preset: str, **options: Any) -> None:
     """Check PRESET and print the plan: each value with the place it comes from, memory, warnings."""
-    report.print_plan(make_ready(preset, _choices(**options)).plan)
+    report.print_plan(make_ready(preset, read_choices(**options)).plan)
 
 
 @main.command()
@@ -145,15 +108,20 @@ def render(preset: str, *, out: Path, **options: Any) -> None:
     """Write the trainer's configuration of PRESET to a folder, verified, and start nothing."""
     from pixelkit import pipeline
 
-    for path in pipeline.write_configs(make_ready(preset, _choices(**options)), out):
+    for path in pipeline.write_configs(make_ready(preset, read_choices(**options)), out):
         click.echo(path)
 
 
 main.add_command(convert)
 main.add_command(data)
+main.add_command(estimate)
 main.add_command(lora)
+main.add_command(measures)
+main.add_command(models)
 main.add_command(presets)
+main.add_command(queue)
 main.add_command(runs)
 main.add_command(config)
 main.add_command(doctor)
 main.add_command(hardware)
+main.add_command(tune)

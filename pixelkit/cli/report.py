@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pixelkit.errors import PixelkitError, Problem, TrainingError
+from pixelkit.errors import Interrupted, PixelkitError, Problem, TrainingError
+from pixelkit.measures import MeasureBook, describe, forecast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from pixelkit.pipeline import Watcher
     from pixelkit.plan import Plan
+    from pixelkit.rundir import RunDir
     from pixelkit.ship import Shipment
 
 MOST_PROBLEMS = 100
@@ -57,6 +60,39 @@ def watching() -> Iterator[Watcher]:
 
 
 @contextmanager
+def notifying(watcher: Watcher) -> Iterator[Watcher]:
+    """The same watcher; when the block ends, however, the user's own command or webhook is told of the run."""
+    from pixelkit.notify import Ended, notify
+    from pixelkit.progress import Notice
+
+    begun: list[RunDir] = []
+    state, message = "failed", ""
+    try:
+        yield replace(watcher, on_run=begun.append)
+        state = "done"
+    except (Interrupted, KeyboardInterrupt) as error:
+        state, message = "interrupted", str(error)
+        raise
+    except PixelkitError as error:
+        message = error.message
+        raise
+    finally:
+        for run in begun[-1:]:
+            manifest = run.read_manifest()
+            ended = Ended(
+                event="run",
+                name=run.path.name,
+                state=state,
+                run=str(run.path),
+                model=str(manifest.get("model", "")),
+                message=message,
+                log=run.log,
+            )
+            for warning in notify(ended):
+                watcher.on_event(Notice(text=warning))
+
+
+@contextmanager
 def progressing(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar with an ETA on standard error; call it with (done, total)."""
     from rich.console import Console
@@ -76,7 +112,8 @@ def progressing(what: str) -> Iterator[Callable[[int, int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -162,10 +199,8 @@ def print_plan(plan: Plan) -> None:
     }
     table = [(name, value, plan.sources.get(name, "default")) for name, value in rows.items()]
     print_table(table, header=("value", "", "from"))
-    click.echo(
-        f"memory    about {plan.memory_gib:.1f} GiB expected (computed), "
-        f"{plan.machine.available_gib:.1f} of {plan.machine.memory_gib:.1f} GiB free"
-    )
+    for line in describe(forecast(plan, MeasureBook())):
+        click.echo(line)
     for warning in plan.warnings:
         click.echo(f"{click.style('warning', fg='yellow')}   {warning}")
 

@@ -25,7 +25,7 @@ class Idle:
     why: str
 
 
-def _family(plan: Plan) -> str:
+def _family(plan: Plan) -> Family:
     return plan.base.spec.family
 
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from converters import ConversionError
-from converters.family import TITLES, family_of
-from converters.lineage import is_wide
-from converters.start import find_rank, read_start
 from pixelkit.errors import PresetError, WeightsError
 from pixelkit.plan.effects import FLOW
 from pixelkit.plan.model import EmbeddingPlan, NetworkPlan
@@ -106,6 +102,11 @@ def find_start(resolver: Resolver) -> Path | None:
 
 def _read_start(resolver: Resolver, base: Base, path: Path) -> int:
     """The earlier LoRA's rank; warnings for what of it has no place in this run."""
+    from converters import ConversionError  # noqa: PLC0415 - numpy, which only this needs
+    from converters.family import TITLES, family_of  # noqa: PLC0415
+    from converters.lineage import is_wide  # noqa: PLC0415
+    from converters.start import find_rank, read_start  # noqa: PLC0415
+
     preset = resolver.loaded.preset
     where = f"{resolver.loaded.where('network', 'start_from')} start_from"
     try:

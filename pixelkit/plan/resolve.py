@@ -35,10 +35,14 @@ def resolve(
     engine: Literal["kohya", "diffusers"],
     survey: Survey,
     class_survey: Survey | None = None,
+    shown_profile: str = "",
 ) -> Plan:
-    """Leave nothing open; what the surveys remark becomes warnings. Raises PresetError or DataError where no plan is possible."""
+    """Leave nothing open; what the surveys remark becomes warnings. `shown_profile`: the profile's name as a source.
+
+    Raises PresetError or DataError where no plan is possible.
+    """
     preset = loaded.preset
-    resolver = Resolver(loaded, base, profile_name)
+    resolver = Resolver(loaded, base, shown_profile or profile_name)
     class_survey = class_survey or Survey(sprites=())
     resolver.warnings += [*survey.remarks, *class_survey.remarks]
     family = profile.families.get(base.spec.family)
@@ -163,7 +167,7 @@ def _plan_train(
         precision == "bf16"
         and machine.kind == "cuda"
         and machine.capability < (8, 0)
-        and resolver.hardware_name != "hardware gb10"
+        and not resolver.hardware_name.startswith("hardware gb10")
     ):
         precision, precision_source = "fp16", f"{machine.device} has no bf16"
     checkpointing = resolver.settle("train.gradient_checkpointing", (not unchecked, resolver.hardware_name))

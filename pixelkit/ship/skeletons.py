@@ -249,7 +249,8 @@ def _build_original(request: dict[str, Any], wanted: Mapping[Layer, Any]) -> Any
 def _choose(models: list[Any], wanted: Mapping[Layer, Any]) -> Any:
     """The model that has all layers, in their shapes. Raises CannotCheck."""
     for model in models:
-        shapes = {name: tuple(layer.weight.shape) for name, layer in model.named_modules() if hasattr(layer, "weight")}
+        weights = {name: getattr(layer, "weight", None) for name, layer in model.named_modules()}
+        shapes = {name: tuple(weight.shape) for name, weight in weights.items() if weight is not None}
         layers = {path: module for (part, path), module in wanted.items() if part == "transformer"}
         if all(path in shapes and module.shape[0] == shapes[path][0] for path, module in layers.items()):
             return model

@@ -189,7 +189,8 @@ def test_a_plain_script_is_read_from_its_bar(bench: Bench) -> None:
     exit_ = bench.run(bench.command(code, obeys_control=False))
     assert (exit_.returncode, exit_.last_step) == (0, 3)
     metrics = [json.loads(line) for line in bench.metrics.read_text().splitlines()]
-    assert [(line["event"], line["step"], line["loss"]) for line in metrics] == [
+    assert [(line["event"], line["step"], line.get("loss")) for line in metrics] == [
+        ("begin", 0, None),
         ("step", 1, 0.5),
         ("step", 2, 0.4),
         ("step", 3, 0.3),

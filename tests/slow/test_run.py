@@ -21,6 +21,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from pixelkit.rundir import RunDir
+
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "presets" / "quickstart.toml"
 PLAIN = ("--set", "sample.prompts=[]")  # pictures take time, and one test makes them
@@ -68,8 +70,7 @@ def manifest(run: Path) -> dict[str, Any]:
 
 
 def steps(run: Path) -> list[int]:
-    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [event["step"] for event in events if event["event"] == "step"]
+    return [event["step"] for event in RunDir(path=run).read_metrics() if event["event"] == "step"]
 
 
 def wait_for_step(run_root: Path, step: int, timeout: float = 240) -> Path:
@@ -86,6 +87,22 @@ def trainers(tmp_path: Path) -> list[psutil.Process]:
     """Processes of this test's runs."""
     runs = str(tmp_path / "runs")
     return [process for process in psutil.process_iter(["cmdline"]) if runs in " ".join(process.info["cmdline"] or [])]
+
+
+def copy_base(folder: Path) -> Path:
+    shutil.copytree(ROOT / "pixelkit" / "tiny" / "weights", folder)
+    return folder
+
+
+def poison(file: Path, name: str) -> None:
+    tensors = load_file(file)
+    tensors[name] = np.full_like(tensors[name], np.nan)
+    save_file(tensors, file, {"format": "pt"})
+
+
+def on_base(base: Path, *settings: str) -> list[str]:
+    every = (f"base={base}", "family=sd15", "dataset.resolution=64", "train.steps=3", *settings)
+    return [part for value in every for part in ("--set", value)]
 
 
 @pytest.mark.parametrize("engine", ["diffusers", "kohya"])
@@ -169,18 +186,32 @@ def test_killing_pixelkit_itself_leaves_no_trainer(start: Start, tmp_path: Path)
 
 
 def test_a_loss_that_is_no_number_is_told(start: Start, tmp_path: Path) -> None:
-    base = tmp_path / "poisoned"
-    shutil.copytree(ROOT / "pixelkit" / "tiny" / "weights", base)
-    file = base / "unet" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(file)
-    tensors["conv_in.bias"] = np.full_like(tensors["conv_in.bias"], np.nan)
-    save_file(tensors, file, {"format": "pt"})
-    settings = (f"base={base}", "family=sd15", "engine=diffusers", "dataset.resolution=64", "train.steps=3")
-    _, err = finish(
-        start("run", QUICKSTART, *(part for value in settings for part in ("--set", value)), *PLAIN), code=7
-    )
+    base = copy_base(tmp_path / "poisoned")
+    poison(base / "unet" / "diffusion_pytorch_model.safetensors", "conv_in.bias")
+    _, err = finish(start("run", QUICKSTART, *on_base(base, "engine=diffusers"), *PLAIN), code=7)
     assert "error (nonfinite)" in err, err
+    assert "the base's file is damaged" in err
     assert not (only_run(tmp_path) / "export").exists()
+    assert not (only_run(tmp_path) / "mended.toml").exists(), "no setting mends a damaged base"
+
+
+def test_poisoned_latents_are_not_kept(sd_scripts: Path, start: Start, tmp_path: Path) -> None:
+    base = copy_base(tmp_path / "poisoned")
+    vae = base / "vae" / "diffusion_pytorch_model.safetensors"
+    poison(vae, min(name for name in load_file(vae) if name.startswith("encoder") and name.endswith("bias")))
+    _, err = finish(start("run", QUICKSTART, *on_base(base, "engine=kohya"), *PLAIN, sd_scripts=sd_scripts), code=7)
+    assert "error (nonfinite)" in err, err
+    assert not list((tmp_path / "runs" / ".latents").rglob("*.npz")), "the next run would read them"
+
+
+def test_a_base_that_is_cut_off_is_told(start: Start, tmp_path: Path) -> None:
+    base = copy_base(tmp_path / "short")
+    file = base / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    process = start("run", QUICKSTART, *on_base(base, "engine=diffusers"), *PLAIN)
+    _, err = process.communicate(timeout=420)
+    assert process.returncode in {3, 7}, err
+    assert re.search("cut off|incomplete", err), err
 
 
 def test_no_data_found_is_an_error_though_kohya_ends_well(sd_scripts: Path, start: Start, tmp_path: Path) -> None:
