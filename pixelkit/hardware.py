@@ -108,20 +108,50 @@ class _NvmlMemory(ctypes.Structure):
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
+def list_gpus() -> dict[str, Machine]:
+    """The NVIDIA GPUs that are visible, each by the name that CUDA_VISIBLE_DEVICES has, or would have, for it.
+
+    Indices are NVML's, which are CUDA's with CUDA_DEVICE_ORDER=PCI_BUS_ID.
+    """
+    nvml = _load_nvml()
+    if nvml is None:
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        count = ctypes.c_uint()
+        names = list(map(str, range(count.value))) if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) == 0 else []
+    else:
+        names = []
+        for name in (part.strip() for part in visible.split(",")):
+            if name in {"", "-1"}:  # CUDA sees nothing from the first invalid one on
+                break
+            names.append(name)
+    found = {name: _read_gpu(nvml, name) for name in dict.fromkeys(names)}
+    return {name: machine for name, machine in found.items() if machine}
+
+
 def _detect_nvidia() -> Machine | None:
-    """The GPU that CUDA_VISIBLE_DEVICES puts first (by index). GB10 reports no memory: its pool is the machine's."""
+    """The GPU that CUDA_VISIBLE_DEVICES puts first."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     first = visible.split(",")[0].strip() if visible is not None else "0"
-    if first in {"", "-1"}:
-        return None
+    nvml = _load_nvml() if first not in {"", "-1"} else None
+    return _read_gpu(nvml, first) if nvml else None
+
+
+def _load_nvml() -> ctypes.CDLL | None:
     try:
         nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
-        if nvml.nvmlInit_v2() != 0:
-            return None
+        return nvml if nvml.nvmlInit_v2() == 0 else None
     except OSError:
         return None
+
+
+def _read_gpu(nvml: ctypes.CDLL, gpu: str) -> Machine | None:
+    """A GPU by its index or its UUID (of another name, the first). GB10 reports no memory: its pool is the machine's."""
     handle = ctypes.c_void_p()
-    if nvml.nvmlDeviceGetHandleByIndex_v2(int(first) if first.isdigit() else 0, ctypes.byref(handle)) != 0:
+    by_uuid = not gpu.isdigit() and nvml.nvmlDeviceGetHandleByUUID(gpu.encode(), ctypes.byref(handle)) == 0
+    index = int(gpu) if gpu.isdigit() else 0
+    if not by_uuid and nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) != 0:
         return None
     name = ctypes.create_string_buffer(96)
     nvml.nvmlDeviceGetName(handle, name, len(name))
