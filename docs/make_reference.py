@@ -94,7 +94,9 @@ def commands_text() -> str:
 def _commands(command: click.Command, context: click.Context) -> list[str]:
     parts = [f"## {context.command_path}", "", "```", command.get_help(context), "```", ""]
     if isinstance(command, click.Group):
-        for name, child in sorted(command.commands.items()):
+        for name in sorted(command.list_commands(context)):
+            child = command.get_command(context, name)
+            assert child
             parts += _commands(child, click.Context(child, info_name=name, parent=context))
     return parts
 

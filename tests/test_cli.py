@@ -206,7 +206,10 @@ def test_runs_of_an_empty_folder(tmp_path: Path) -> None:
 def _all_commands(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], click.Command]]:
     found = [(path, command)]
     if isinstance(command, click.Group):
-        for name, child in command.commands.items():
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            assert child
             found += _all_commands(child, (*path, name))
     return found
 

@@ -15,7 +15,7 @@ from converters import read_lora
 from converters.metadata import hash_file
 from converters.tensors import Tensor, encode, read_file, write_file
 from pixelkit.cli import main
-from pixelkit.cli.convert import OUTPUTS, convert, lora
+from pixelkit.cli.convert import OUTPUTS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,13 +28,6 @@ BASE = {
     "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight": (6, 5),
     "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight": (6, 5),
 }
-
-
-@pytest.fixture(autouse=True)
-def _registered() -> None:
-    for command in (convert, lora):
-        if command.name not in main.commands:
-            main.add_command(command)
 
 
 def call(*arguments: object) -> Result:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,9 @@ from pixelkit.errors import DataError, PresetError
 from pixelkit.paths import locate_sd_scripts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from pixelkit.dataset.ahead import Mapper
     from pixelkit.dataset.build import Planned, Wish
 
 FILE = click.Path(path_type=Path)
@@ -62,6 +63,7 @@ def layout_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--holdout", type=click.FloatRange(0, 0.9), default=0.0, help="Share of the sprites to keep from training."
 )
+@click.option("--ray", metavar="ADDRESS", help="Make the images on a Ray cluster: HOST:PORT, or auto (docs/ray.md).")
 def prepare(source: Path, *, out: Path, **options: Any) -> None:
     """Write SOURCE as a set that a trainer takes as it is: each sprite pixel an exact block, nothing resampled.
 
@@ -92,8 +94,8 @@ def prepare(source: Path, *, out: Path, **options: Any) -> None:
         keep_going=options["keep_going"],
     )
     about = {**asdict(wish), "source": str(source), "resolution": planned.resolution, "step": planned.spec.bucket_step}
-    with report.progressing("preparing sprites") as show:
-        prepared = prepare_set(planned.sprites, out, making, about=about, on_progress=show)
+    with _mapper(options["ray"], out, planned) as mapper, report.progressing("preparing sprites") as show:
+        prepared = prepare_set(planned.sprites, out, making, about=about, on_progress=show, mapper=mapper)
     report.print_notes(planned.remarks, [*planned.skipped, *prepared.skipped])
     made = (
         prepared.images if not prepared.reused else f"{prepared.images} ({prepared.reused} sprites were there already)"
@@ -199,6 +201,19 @@ def _wish(options: dict[str, Any]) -> Wish:
         trigger=options.get("trigger", ""),
         reading=read_reading(options),
     )
+
+
+@contextmanager
+def _mapper(ray: str | None, out: Path, planned: Planned) -> Iterator[Mapper]:
+    from pixelkit.dataset.ahead import map_ahead
+
+    if ray is None:
+        yield map_ahead
+        return
+    from pixelkit.dataset.spread import spread_over
+
+    with spread_over(ray, folder=out, source=planned.sprites[0].sprite.path) as mapper:
+        yield mapper
 
 
 def _background(wanted: str, planned: Planned) -> str:

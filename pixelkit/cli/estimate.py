@@ -28,7 +28,7 @@ from pixelkit.measures.quote import (
     unknown_hours,
 )
 from pixelkit.paths import user_path, write_atomically
-from pixelkit.ready import make_ready
+from pixelkit.ready import make_plan
 
 if TYPE_CHECKING:
     from pixelkit.measures.cost import PriceList, Provider
@@ -96,13 +96,13 @@ class _Plans:
 
     @cached_property
     def here(self) -> Plan:
-        return make_ready(self.preset, self.choices).plan
+        return make_plan(self.preset, self.choices, elsewhere=True).plan
 
     def on(self, gpu: str, memory_gib: float) -> Plan:
         machine = imagine_machine(gpu, memory_gib, self.book)
         if str(machine) not in self.made:
             profile = self.choices.hardware or choose_profile("auto", machine, list_hardware())[0]
-            plan = make_ready(self.preset, replace(self.choices, hardware=profile)).plan
+            plan = make_plan(self.preset, replace(self.choices, hardware=profile), elsewhere=True).plan
             self.made[str(machine)] = replace(plan, machine=machine)
         return self.made[str(machine)]
 

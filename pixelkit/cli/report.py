@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pixelkit.errors import Interrupted, PixelkitError, Problem, TrainingError
-from pixelkit.measures import MeasureBook, describe, forecast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -199,6 +198,8 @@ def print_plan(plan: Plan) -> None:
     }
     table = [(name, value, plan.sources.get(name, "default")) for name, value in rows.items()]
     print_table(table, header=("value", "", "from"))
+    from pixelkit.measures import MeasureBook, describe, forecast
+
     for line in describe(forecast(plan, MeasureBook())):
         click.echo(line)
     for warning in plan.warnings:
