@@ -52,6 +52,15 @@ def queue() -> None:
     "--gpu-memory", type=click.FloatRange(min=0, min_open=True), metavar="GB", help="Only where so much is free (GiB)."
 )
 @click.option("--retries", type=click.IntRange(0, 100), default=0, help="Try a failed training again, so many times.")
+@click.option(
+    "--register", is_flag=True, help="Put each finished model into the registry (`pixelkit models`), in staging."
+)
+@click.option(
+    "--registry",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Which registry; default: the setting, or ./models.",
+)
 @RUNS
 def add(
     *,
@@ -62,6 +71,8 @@ def add(
     after: tuple[str, ...],
     gpu_memory: float | None,
     retries: int,
+    register: bool,
+    registry: Path | None,
     folder: Path | None,
 ) -> None:
     """Add jobs: each PRESET (a file, or a shipped preset's name), at each point of the matrix. All are checked first.
@@ -71,6 +82,7 @@ def add(
     from pixelkit.queue.adding import Wish, plan_jobs
     from pixelkit.queue.book import FOLDER, Book
     from pixelkit.queue.changes import add as add_jobs
+    from pixelkit.registry.store import open_registry
 
     runs = _runs(folder)
     earlier: tuple[int, ...] = ()
@@ -85,6 +97,7 @@ def add(
         after=earlier,
         memory_gib=gpu_memory,
         retries=retries,
+        registry=str(open_registry(registry).folder) if register or registry else "",
     )
     jobs = plan_jobs(wish, runs / FOLDER / "presets")
     with Book.at(runs, create=True) as book:

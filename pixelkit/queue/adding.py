@@ -45,6 +45,7 @@ class Wish:
     after: tuple[int, ...] = ()
     memory_gib: float | None = None
     retries: int = 0
+    registry: str = ""
 
 
 def plan_jobs(wish: Wish, store: Path) -> list[NewJob]:
@@ -88,6 +89,7 @@ def plan_jobs(wish: Wish, store: Path) -> list[NewJob]:
             gpus=loaded.preset.train.gpus,
             memory_gib=wish.memory_gib,
             retries=wish.retries,
+            registry=wish.registry,
             after=wish.after,
         )
         for name, loaded, overrides in found

@@ -133,6 +133,8 @@ def _settle(db: sqlite3.Connection, job: Job, outcome: Outcome) -> None:
         reason = f"its process was killed {deaths} times without getting further; is there enough memory?"
     if outcome.kind == "done":
         enter(db, job, "done", reason="", exit_code=0, model=outcome.model)
+        # The trainer may have gone on to its end after a runner was killed above it.
+        db.execute("UPDATE jobs SET step = total WHERE id = ?", (job.id,))
     elif job.asked == "cancel":
         enter(db, job, "cancelled", reason=reason or "cancelled", exit_code=outcome.exit_code)
         cancel_after(db, job, "was cancelled")

@@ -38,6 +38,7 @@ CREATE TABLE jobs (
     memory_gib REAL,
     planned_gib REAL,
     retries INTEGER NOT NULL DEFAULT 0,
+    registry TEXT NOT NULL DEFAULT '',
     not_before REAL NOT NULL DEFAULT 0,
     attempt INTEGER NOT NULL DEFAULT 0,
     deaths INTEGER NOT NULL DEFAULT 0,
@@ -79,7 +80,8 @@ class Job:
     """A row of the book. Times are seconds since 1970 (UTC); `expected` is when training will be over.
 
     `preset` is what was asked for, `stored` the copy that is trained. `memory_gib` is what it shall have of a device,
-    `planned_gib` what its plan expects. `retries` are those left. `attempt` counts each start, and is what a process
+    `planned_gib` what its plan expects. `retries` are those left. `registry`: the folder of the
+    registry that its model goes to, empty for none. `attempt` counts each start, and is what a process
     shows to write as this job. `deaths` are the times in a row that its process was killed without training having got
     further than `furthest` steps.
     """
@@ -96,6 +98,7 @@ class Job:
     memory_gib: float | None
     planned_gib: float | None
     retries: int
+    registry: str
     not_before: float
     attempt: int
     deaths: int

@@ -33,6 +33,7 @@ class NewJob:
     gpus: int = 1
     memory_gib: float | None = None
     retries: int = 0
+    registry: str = ""
     after: tuple[int, ...] = ()
 
 
@@ -52,8 +53,8 @@ def add(book: Book, jobs: Sequence[NewJob]) -> list[Job]:
             name = _free_name(job.name, taken)
             taken.add(name)
             cursor = db.execute(
-                "INSERT INTO jobs (name, created, preset, stored, overrides, priority, gpus, memory_gib, retries)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO jobs (name, created, preset, stored, overrides, priority, gpus, memory_gib, retries, registry)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     name,
                     time.time(),
@@ -64,6 +65,7 @@ def add(book: Book, jobs: Sequence[NewJob]) -> list[Job]:
                     job.gpus,
                     job.memory_gib,
                     job.retries,
+                    job.registry,
                 ),
             )
             assert cursor.lastrowid

@@ -203,6 +203,7 @@ def train(job: Job, pulse: Pulse) -> str:
     if run and resumes:
         manifest = run.read_manifest()
         if manifest.get("state") == "done":
+            _shelve(job, run)
             return str(manifest.get("model", ""))
     with Display(stream=sys.stdout) as display:
         progress = Progress(pulse)
@@ -220,8 +221,24 @@ def train(job: Job, pulse: Pulse) -> str:
             shipment = run_preset(job.stored, Choices(overrides=job.settings, runs=pulse.runs), watcher)
     for line in shipment.summary:
         print(line)
+    _shelve(job, RunDir(path=shipment.model.parents[1]))
     print(shipment.model, flush=True)
     return str(shipment.model)
+
+
+def _shelve(job: Job, run: RunDir) -> None:
+    """Put the model into the registry that the job names. What goes wrong is told: the model is trained all the same."""
+    if not job.registry:
+        return
+    from pixelkit.registry.adding import Wish, add_model  # noqa: PLC0415
+    from pixelkit.registry.facts import find_shipped  # noqa: PLC0415
+    from pixelkit.registry.store import open_registry  # noqa: PLC0415
+
+    try:
+        entry = add_model(open_registry(Path(job.registry)), find_shipped(run), Wish(reason=f"trained by {job}"))
+        print(f"in the registry: {entry.place}", flush=True)
+    except PixelkitError as error:
+        print(f"warning: not in the registry: {error.message}", flush=True)
 
 
 def _note_run(pulse: Pulse, run: RunDir) -> None:

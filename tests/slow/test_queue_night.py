@@ -18,6 +18,7 @@ from PIL import Image
 from pixelkit.queue.book import Book, Job
 from pixelkit.queue.life import Life
 from pixelkit.queue.service import write_unit
+from pixelkit.registry.store import open_registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +77,11 @@ def test_a_night_in_small(tmp_path: Path, environment: dict[str, str]) -> None:
         write_preset(tmp_path, "quick", 3),
     ]
     done = subprocess.run(
-        pixelkit(tmp_path, "add", *presets), env=environment, capture_output=True, text=True, check=True
+        pixelkit(tmp_path, "add", *presets, "--registry", tmp_path / "models"),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.splitlines() == [
         "job 1 (long) is waiting",
@@ -122,6 +127,13 @@ def test_a_night_in_small(tmp_path: Path, environment: dict[str, str]) -> None:
         pixelkit(tmp_path, "list"), env=environment, capture_output=True, text=True, check=True
     ).stdout
     assert "30/30" in listed and "2 done, 1 failed" in listed
+    with open_registry(tmp_path / "models").reading() as index:
+        entries = {str(entry.name): entry for entry in index.models()}
+    assert sorted(entries) == ["long_v1.0", "quick_v1.0"], "what succeeded, and nothing else"
+    for entry in entries.values():
+        assert entry.stage == "staging"
+        assert entry.metadata["hyperparameters"]["steps"] in {30, 3}
+        assert entry.metadata["dataset"]["size"] == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
