@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import tomllib
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -240,7 +241,7 @@ def _step_down(
         entry |= {"from_state": None, "from_weights": str(weights[0]), "from_step": weights[1]}
     retries = [*run.read_manifest().get("retries", []), {**entry, "time": now()}]
     run.update(retries=retries)
-    written = [key for key, value in changes.items() if _overrules(ready, key, value)]
+    written = [key for key, value in changes.items() if _overrules(ready, run, key, value)]
     overruled = f" (overrules {', '.join(written)} of your preset)" if written else ""
     notice = Notice(
         text=f"out of memory at step {entry['at_step']}: {error.message}; "
@@ -278,13 +279,16 @@ def _give_up(error: TrainingError, taken: Sequence[tuple[Rung, Overrides]]) -> T
     return TrainingError(error.message, kind="oom", hint=f"{head}\n{more}\n{error.hint}")
 
 
-def _overrules(ready: Ready, key: str, value: object) -> bool:
-    """Whether the preset's file says another value."""
+def _overrules(ready: Ready, run: RunDir, key: str, value: object) -> bool:
+    """Whether this changes what the artist's own file says; the resolved preset says what the machine chose as well."""
     table, _, name = key.partition(".")
     settings = getattr(ready.loaded.preset, table)
-    said = settings.get(name) if isinstance(settings, dict) else getattr(settings, name)
-    is_written = ready.loaded.is_written(table, name) and ready.loaded.origin(table, name).file is not None
-    return is_written and said not in {None, value}
+    now_is = settings.get(name) if isinstance(settings, dict) else getattr(settings, name)
+    try:
+        written = name in tomllib.loads(run.preset.read_text("utf-8-sig")).get(table, {})
+    except (OSError, ValueError, TypeError):
+        return False
+    return written and now_is not in {None, value}
 
 
 def _last_step(run: RunDir) -> int:
