@@ -46,6 +46,11 @@ class Outlines:
         values, counts = np.unique(packed[visible & ~inside], return_counts=True)
         self.edges.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
 
+    def merge(self, other: Outlines) -> None:
+        """Add what has been gathered from other sprites."""
+        self.used |= other.used
+        self.edges.update(other.edges)
+
     def choose(self) -> Color:
         """The calmest colour that occurs in no sprite and lies at least CONTRAST from nine tenths of the outlines;
         where there is none, the one that is farthest from them.

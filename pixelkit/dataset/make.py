@@ -118,14 +118,17 @@ class Maker:
         }
 
 
-def write_caption(image: Path, caption: str, before: str | None) -> None:
-    """The caption beside an image, unless someone has edited the one that stood there (`before`) meanwhile."""
+def write_caption(image: Path, caption: str, before: str | None, *, unfinished: bool = False) -> None:
+    """The caption beside an image, unless someone has edited the one that stood there (`before`) meanwhile.
+
+    `unfinished`: what stands there was left by a preparation that was interrupted.
+    """
     file = image.with_suffix(".txt")
     try:
         found = file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError):
         found = None
-    if found is None or (found != caption and found == before):
+    if found is None or (found != caption and (unfinished or found == before)):
         write_atomically(file, caption + "\n")
 
 

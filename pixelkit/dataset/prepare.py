@@ -7,10 +7,11 @@ at once. Pixels of a few sprites per core are all that is held in memory, whatev
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
-from collections import Counter
-from contextlib import closing
+from collections import Counter, deque
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from pixelkit.dataset.ahead import map_ahead
 from pixelkit.dataset.background import Outlines
 from pixelkit.dataset.journal import Journal
 from pixelkit.dataset.make import FORMAT, PALETTE, Maker, Making, Record, write_caption
+from pixelkit.dataset.spread import end_work
 from pixelkit.errors import DataError, Problem, StorageError
 from pixelkit.paths import write_atomically
 from pixelkit.sources.pixels import read_pixels
@@ -30,14 +32,15 @@ from pixelkit.sources.prepared import CLASS, HOLDOUT, IMAGES, MANIFEST, MASKS, R
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from pixelkit.dataset.ahead import Mapper
     from pixelkit.dataset.blocks import Color
     from pixelkit.plan import PlannedSprite
+    from pixelkit.sources import Sprite
 
 # Colours counted over a whole set; photographs among the sprites would otherwise fill the memory.
 COUNTED = 1 << 16
+# What a killed process leaves of a file that it was writing.
+_TORN = re.compile(r"\..+\.(png|txt|json|gpl)\.[a-z0-9_]{8}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,19 +66,21 @@ def prepare(
     *,
     about: Mapping[str, object] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    mapper: Mapper = map_ahead,
 ) -> Prepared:
     """Flatten, enlarge, centre and caption the planned sprites into `folder`. Sources are only read.
 
-    `about` is written into the manifest. Raises DataError that names every image that cannot be read whole (with
-    `keep_going`: only if none can), and StorageError; what was made until then stays, and is not made again.
+    `about` is written into the manifest; `mapper` is where the work is done. Raises DataError that names every image that
+    cannot be read whole (with `keep_going`: only if none can), and StorageError; what was made until then stays, and is not
+    made again.
     """
     making = making or Making()
     problems: dict[str, Problem] = {}
     tally = Tally()
     with closing(_open_journal(folder)) as journal:
-        background = _choose_background(making.background, planned)
+        background = _choose_background(making.background, planned, mapper)
         maker = Maker(folder=folder, making=making, background=background)
-        for done, records in enumerate(_make_all(maker, planned, journal, problems), start=1):
+        for done, records in enumerate(_make_all(maker, planned, journal, problems, mapper), start=1):
             tally.add(records)
             if on_progress:
                 on_progress(done, len(planned))
@@ -154,13 +159,19 @@ def _open_journal(folder: Path) -> Journal:
         if held and not any(name.startswith((MANIFEST, RECORDS)) for name in held) and held != {CLASS}:
             raise StorageError(f"{folder} holds other files", hint="name a new folder")
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{RECORDS}.part").touch()  # from the first moment on it shows whose folder this is
+        end_work(folder)
     except OSError as error:
         raise StorageError(f"cannot write to {folder}: {error.strerror}") from error
     return Journal(folder)
 
 
 def _make_all(
-    maker: Maker, planned: Sequence[PlannedSprite], journal: Journal, problems: dict[str, Problem]
+    maker: Maker,
+    planned: Sequence[PlannedSprite],
+    journal: Journal,
+    problems: dict[str, Problem],
+    mapper: Mapper,
 ) -> Iterator[tuple[list[Record], bool]]:
     """The records of each sprite in order, and whether they are new."""
     repeats = {one.repeats for one in planned}
@@ -170,41 +181,60 @@ def _make_all(
     for place in places:
         (maker.folder / place).mkdir(parents=True, exist_ok=True)
 
-    def look_up() -> Iterator[_Task]:
+    finished = (maker.folder / MANIFEST).is_file()
+    under_way: deque[tuple[Sprite, list[Record] | None]] = deque()
+
+    def look_up() -> Iterator[_Task | None]:
         for one, name in zip(planned, flat_names([one.sprite.name for one in planned]), strict=True):
             images = subset_folder(one.repeats, repeats)
             before = journal.known(one.sprite.name)
             fresh = _is_fresh(before, maker, one, images)
             if not fresh:  # from here on the set is incomplete
                 (maker.folder / MANIFEST).unlink(missing_ok=True)
-            yield _Task(planned=one, name=name, images=images, before=before, fresh=fresh)
+            under_way.append((one.sprite, before if fresh else None))
+            captions = {record["file"]: record["caption"] for record in before}
+            unfinished = not (finished or before)
+            yield (
+                None
+                if fresh
+                else _Task(planned=one, name=name, images=images, captions=captions, unfinished=unfinished)
+            )
 
-    def make(task: _Task) -> tuple[_Task, list[Record] | DataError]:
-        try:
-            return task, task.before if task.fresh else maker.make(task.planned, task.name, task.images)
-        except DataError as error:
-            return task, error
-
-    for task, records in map_ahead(make, look_up()):
-        if isinstance(records, DataError):
-            sprite = task.planned.sprite
-            problems[sprite.name] = Problem(where=str(sprite.path), what=records.message, hint=records.hint)
+    for made in mapper(functools.partial(_make, maker), look_up()):
+        sprite, known = under_way.popleft()
+        if isinstance(made, DataError):
+            problems[sprite.name] = Problem(where=str(sprite.path), what=made.message, hint=made.hint)
             yield [], False
-            continue
-        if not task.fresh:
-            _finish(records, task.before, maker, journal)
-        yield records, not task.fresh
+        elif known is not None:
+            yield known, False
+        else:
+            journal.add(made)
+            yield made, True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Task:
-    """A sprite to make, and what there is of it."""
+    """A sprite to make. `captions`: by file, as they were last written; `unfinished` as in `write_caption`."""
 
     planned: PlannedSprite
     name: str
     images: str
-    before: list[Record]
-    fresh: bool
+    captions: dict[str, str]
+    unfinished: bool
+
+
+def _make(maker: Maker, task: _Task | None) -> list[Record] | DataError:
+    """All files of a sprite; its records. Nothing where there is nothing to do."""
+    if task is None:
+        return []
+    try:
+        records = maker.make(task.planned, task.name, task.images)
+    except DataError as error:
+        return error
+    for record in records:
+        file = record["file"]
+        write_caption(maker.folder / file, record["caption"], task.captions.get(file), unfinished=task.unfinished)
+    return records
 
 
 def _is_fresh(before: list[Record], maker: Maker, one: PlannedSprite, images: str) -> bool:
@@ -222,29 +252,20 @@ def _is_fresh(before: list[Record], maker: Maker, one: PlannedSprite, images: st
         return False  # named where its pixels are read
 
 
-def _finish(records: list[Record], before: list[Record], maker: Maker, journal: Journal) -> None:
-    """The captions, and that all of it is there."""
-    captions = {record["file"]: record["caption"] for record in before}
-    for record in records:
-        write_caption(maker.folder / record["file"], record["caption"], captions.get(record["file"]))
-    journal.add(records)
-
-
-def _choose_background(wanted: str, planned: Sequence[PlannedSprite]) -> Color:
+def _choose_background(wanted: str, planned: Sequence[PlannedSprite], mapper: Mapper) -> Color:
     if wanted != "auto":
         return ImageColor.getrgb(wanted)[:3]
-
-    def read(one: PlannedSprite) -> NDArray[np.uint8] | None:
-        try:
-            return read_pixels(one.sprite)
-        except DataError:
-            return None  # named where it is made
-
     outlines = Outlines()
-    for pixels in map_ahead(read, planned):
-        if pixels is not None:
-            outlines.add(pixels)
+    for found in mapper(_find_outlines, planned):
+        outlines.merge(found)
     return outlines.choose()
+
+
+def _find_outlines(one: PlannedSprite) -> Outlines:
+    outlines = Outlines()
+    with suppress(DataError):  # named where it is made
+        outlines.add(read_pixels(one.sprite))
+    return outlines
 
 
 def _describe(prepared: Prepared, making: Making, about: Mapping[str, object]) -> dict[str, Any]:
@@ -274,10 +295,11 @@ def describe_color(color: Color) -> str:
 
 
 def _remove_leftovers(folder: Path, files: set[str]) -> None:
-    """What an earlier preparation made of sprites that are no longer there: a trainer would still read it."""
+    """What an earlier preparation made of sprites that are no longer there, which a trainer would still read; torn files."""
     stems = {str(Path(file).with_suffix("")) for file in files}
-    for place in folder.iterdir():
-        if place.is_dir() and (place.name.split("-x")[0] == IMAGES or place.name == HOLDOUT):
-            for path in place.iterdir():
-                if path.suffix in {".png", ".txt"} and f"{place.name}/{path.stem}" not in stems:
-                    path.unlink()
+    for place in (folder, *filter(Path.is_dir, folder.iterdir())):
+        read = place.name.split("-x")[0] == IMAGES or place.name == HOLDOUT
+        for path in place.iterdir():
+            gone = path.suffix in {".png", ".txt"} and f"{place.name}/{path.stem}" not in stems
+            if _TORN.fullmatch(path.name) or (read and place != folder and gone):
+                path.unlink()

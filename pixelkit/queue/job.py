@@ -39,7 +39,7 @@ def carry_out(
     path: Path, number: int, attempt: int, work: Callable[[Job, Pulse], str], *, retry_after: float = RETRY_AFTER
 ) -> int:
     """Take up an attempt, do `work` (which returns the model's path, or raises), settle it. Returns an exit code."""
-    with Book(path) as book, _Interruptible() as interruptible:
+    with Book(path) as book, Interruptible() as interruptible:
         life = str(own_life())
         job = begin(book, number, attempt, life)
         if job is None:
@@ -67,7 +67,7 @@ def carry_out(
 _HELD: Final = "its run was stopped; `pixelkit queue resume` goes on"
 
 
-class _Interruptible:
+class Interruptible:
     """Signals end the work inside, and are ignored around it: nothing shall cut the book's last word off."""
 
     def __init__(self) -> None:
@@ -174,7 +174,7 @@ class Pulse:
             if asked and not self._signalled:
                 self._signalled = True
                 print("asked to stop" if asked != "lost" else "the job was taken back", flush=True)
-                _interrupt()
+                interrupt_main()
 
 
 def _read_asked(book: Book, job: Job) -> str:
@@ -182,7 +182,7 @@ def _read_asked(book: Book, job: Job) -> str:
     return rows[0][0] if rows else "lost"
 
 
-def _interrupt() -> None:
+def interrupt_main() -> None:
     """Ctrl-C to the main thread: while a trainer runs it means to save and stop, before and after to end."""
     main = threading.main_thread().ident
     if hasattr(signal, "pthread_kill") and main:
