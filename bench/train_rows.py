@@ -27,6 +27,7 @@ from pixelkit.launch import launch
 from pixelkit.process import Command
 from pixelkit.progress import Bar, Event
 from pixelkit.ready import Choices, make_ready
+from pixelkit.sources.prepared import subset_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -226,7 +227,7 @@ def write_dataset(bench: Bench, output: Path, batch: int) -> Path:
     ready = make_ready(str(preset), Choices(sd_scripts=bench.sd_scripts))
     plan = ready.plan.dataset
     prepare(plan.sprites, output / "dataset", Making(background=plan.background, alpha=plan.alpha))
-    (images,) = [path for path in (output / "dataset").iterdir() if path.name.startswith("images")]
+    images = output / "dataset" / subset_folder(plan.repeats, [plan.repeats])
     file = output / "dataset.toml"
     file.write_text(
         f'[general]\ncaption_extension = ".txt"\n[[datasets]]\nresolution = {bench.material.case.resolution}\n'
