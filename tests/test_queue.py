@@ -138,7 +138,8 @@ def test_only_the_process_of_the_claimed_attempt_may_write(book: Book) -> None:
     assert finish(book, DONE, job).state == "done"
     assert settle(book, job.id, job.attempt, job.process, DONE) is None, "settled once"
     current = book.job(job.id)
-    assert current and (current.step, current.total, current.model) == (9, 9, "m.safetensors"), "the trainer may have gone on to its end unseen"
+    # The trainer may have gone on to its end unseen.
+    assert current and (current.step, current.total, current.model) == (9, 9, "m.safetensors")
 
 
 def test_a_killed_job_waits_again_but_not_for_ever(book: Book) -> None:
