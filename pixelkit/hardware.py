@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Literal
 import psutil
 
 from pixelkit.errors import CatalogError, did_you_mean
+from pixelkit.memory import GIB
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pixelkit.catalog import HardwareProfile
-
-GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)

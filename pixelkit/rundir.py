@@ -7,17 +7,17 @@ import os
 import platform
 import re
 import shutil
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import psutil
 
 from pixelkit.errors import StorageError, did_you_mean
+from pixelkit.locks import try_lock
 from pixelkit.paths import user_path, write_atomically
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class RunDir:
             raise StorageError(f"cannot write {self.lock}: {error.strerror}") from error
         with stream:
             end = time.monotonic() + LOCK_PATIENCE
-            while not _try_lock(stream):
+            while not try_lock(stream, optional=True):
                 if time.monotonic() > end:
                     pid = self.read_manifest().get("owner", {}).get("pid", "unknown")
                     raise StorageError(f"{self.path.name} is at work (process {pid})", hint="wait for it, or stop it")
@@ -270,30 +270,11 @@ def _step_of(state: Path, told: object) -> int | None:
     return told if isinstance(told, int) else None
 
 
-def _try_lock(stream: IO[bytes], *, shared: bool = False) -> bool:
-    """Whether the lock is ours now, until the stream is closed. Where the file system knows no locks, it always is."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt  # noqa: PLC0415
-
-            stream.seek(0)
-            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl  # noqa: PLC0415
-
-            fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return sys.platform != "win32"
-    return True
-
-
 def _is_locked(path: Path) -> bool | None:
     """Whether a process holds the lock; None where there is none to look at."""
     try:
         with path.open("rb") as stream:
-            return not _try_lock(stream, shared=True)
+            return not try_lock(stream, shared=True, optional=True)
     except OSError:
         return None
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from PIL import Image
 
 from pixelkit.errors import Problem
+from pixelkit.memory import GIB
 from pixelkit.progress import Bar, Begin, Event, Notice, Sample, Save, State, Step
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from pixelkit.preset_file import LoadedPreset
     from pixelkit.rundir import RunDir
 
-GIB: Final = 1 << 30
 UPLOAD_GRACE: Final = 60.0
 """Seconds that the end of a run waits for an upload."""
 NO_LOGIN: Final = "run `wandb login` once, or set WANDB_API_KEY"

@@ -12,7 +12,7 @@ import pixelkit
 
 ROOT = Path(pixelkit.__file__).parent
 FLOORS = (
-    ("errors", "paths", "progress", "toml_lines", "toml_text"),
+    ("errors", "locks", "paths", "progress", "toml_lines", "toml_text"),
     ("rundir", "process", "diagnosis", "canvas", "symptoms", "pixelgrid", "words", "notify", "memory"),
     ("preset", "preset_file", "catalog", "hardware", "sources", "tiny"),
     ("plan",),

@@ -10,6 +10,7 @@ import click
 from pixelkit.cli import report
 from pixelkit.cli.options import read_choices, shared_options
 from pixelkit.errors import Interrupted
+from pixelkit.memory import GIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from pixelkit.tune.settings import Settings, Space
     from pixelkit.tune.tuning import Tuning
 
-GIB = 2**30
 FAILURES = {"oom": "out of memory", "refused": "not possible"}
 
 

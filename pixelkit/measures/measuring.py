@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pixelkit.measures.book import MeasureBook, warn
 from pixelkit.measures.setup import Measure, setup_of
+from pixelkit.memory import GIB
 from pixelkit.rundir import now
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from pixelkit.plan import Plan
     from pixelkit.rundir import RunDir
 
-GIB = 2**30
 LEAST_STEPS = 5
 WARM_UP = 0.1  # share of the steps in which compilers, caches and clocks settle
 WARM_UP_STEPS = (2, 20)  # at least, at most

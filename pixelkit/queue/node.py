@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from pixelkit import __version__
 from pixelkit.errors import EngineError, Interrupted, PixelkitError, StorageError
+from pixelkit.locks import try_lock
 from pixelkit.queue.book import Job
 from pixelkit.queue.job import Interruptible, Pulse, interrupt_main, train
 from pixelkit.queue.life import MARK, find_marked, kill_marked
@@ -226,23 +227,14 @@ def _stop_with(source: int) -> None:
 @contextmanager
 def _hold(path: Path, wire: Wire) -> Iterator[None]:
     """Own the job. Raises StorageError where an earlier attempt does not end. Where the file system knows no locks: at once."""
-    import fcntl  # noqa: PLC0415 - no node of a cluster runs Windows
-
     path.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + LOCK_PATIENCE
     with path.open("ab") as stream:
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise StorageError("an earlier attempt at this job is still at work", hint="look for it") from None
-                wire.tell(phase="waiting for the earlier attempt to end")
-                time.sleep(0.5)
-                continue
-            except OSError:
-                pass
-            break
+        while not try_lock(stream, optional=True):
+            if time.monotonic() > end:
+                raise StorageError("an earlier attempt at this job is still at work", hint="look for it")
+            wire.tell(phase="waiting for the earlier attempt to end")
+            time.sleep(0.5)
         yield
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pixelkit.dataset.spread import connected
 from pixelkit.errors import EngineError, Interrupted, PixelkitError
+from pixelkit.memory import GIB
 from pixelkit.paths import write_atomically
 from pixelkit.queue.attempts import Outcome, settle
 from pixelkit.queue.book import Book
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 GPU_MEMORY: Final = "gpu_memory_gib"
 """What a node declares with `ray start --resources`, of all its GPUs together."""
-GIB: Final = 1 << 30
 LOOK_EVERY: Final = 1.0
 ANSWER: Final = 30.0
 """Seconds to wait for an answer before asking again."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 import time
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from pixelkit.errors import StorageError
+from pixelkit.locks import try_lock, unlock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,35 +18,9 @@ if TYPE_CHECKING:
 WAIT = 120.0
 """Seconds."""
 
-if sys.platform == "win32":
-    import msvcrt
-
-    _PLACE = 1 << 30  # far behind what is written, so that others can read who holds it
-
-    def _try_lock(stream: IO[bytes]) -> bool:
-        stream.seek(_PLACE)
-        try:
-            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-    def _unlock(stream: IO[bytes]) -> None:
-        stream.seek(_PLACE)
-        msvcrt.locking(stream.fileno(), msvcrt.LK_UNLCK, 1)
-
-else:
-    import fcntl
-
-    def _try_lock(stream: IO[bytes]) -> bool:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def _unlock(stream: IO[bytes]) -> None:
-        fcntl.flock(stream, fcntl.LOCK_UN)
+_PLACE = (
+    1 << 30
+)  # far behind what is written: on Windows nobody can read what is locked, and others shall read who holds it
 
 
 @contextmanager
@@ -58,7 +32,7 @@ def hold_lock(path: Path, what: str, *, wait: float = WAIT) -> Iterator[None]:
         raise StorageError(f"cannot write {path}: {error.strerror}", hint="is the folder writable?") from error
     with stream:
         end, pause = time.monotonic() + wait, 0.002
-        while not _try_lock(stream):
+        while not try_lock(stream, place=_PLACE):
             if time.monotonic() >= end:
                 stream.seek(0)
                 holder = stream.read(200).decode("utf-8", "replace") or "another process"
@@ -74,4 +48,4 @@ def hold_lock(path: Path, what: str, *, wait: float = WAIT) -> Iterator[None]:
             stream.flush()
             yield
         finally:
-            _unlock(stream)
+            unlock(stream, place=_PLACE)

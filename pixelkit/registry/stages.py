@@ -46,19 +46,12 @@ def promote(registry: Registry, model: str, permit: Permit, *, reason: str = "")
         forced = _check_rules(registry, permit, entry, before, entries)
         new = _enter(entry, "production", entries)
         after = (before or Deployment(style=entry.name.style, salt=secrets.token_hex(16))).release(str(new.name))
-        change = Change(
-            event="promote",
-            style=entry.name.style,
-            model=str(new.name),
-            source=entry.place,
-            target=new.place,
-            time=now(),
-            who=who(),
-            reason=reason,
+        moved = _plain_move(registry, "promote", entry, new, reason)
+        change = replace(
+            moved,
             forced=forced,
             details={"current": [before and before.current, after.current]},
-            steps=[*_move(registry, entry, new), *registry.deploy_steps(before, after)],
-            models=_rename(entry, new),
+            steps=[*moved.steps, *registry.deploy_steps(before, after)],
             deployments=[after],
         )
         return registry.perform(index, change)

@@ -14,6 +14,7 @@ from pixelkit.diagnosis import diagnose
 from pixelkit.errors import PixelkitError
 from pixelkit.launch import launch
 from pixelkit.measures import images_per_step
+from pixelkit.memory import GIB
 from pixelkit.progress import Bar, Notice, Step
 from pixelkit.ready import planned_data, render_configs
 from pixelkit.tune.search import OUT_OF_MEMORY, STOPPED, Enough, Reading
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from pixelkit.rundir import RunDir
     from pixelkit.tune.settings import Settings
 
-GIB = 2**30
 WARM_UP = 0.25  # share of the steps that caches, compilers and clocks need to settle
 STALL = 3.0  # a step so many times as long as the usual one was held up by something else
 SPARE_SHARE, SPARE_LEAST, SPARE_MOST = 0.05, 0.5 * GIB, 8 * GIB  # left to the system where memory is shared

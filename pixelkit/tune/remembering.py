@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
 from pixelkit.measures import Measure, MeasureBook, setup_of
+from pixelkit.memory import GIB
 from pixelkit.rundir import now
 from pixelkit.tune.search import OUT_OF_MEMORY, Reading
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from pixelkit.plan import Plan
 
-GIB = 2**30
 STALE = timedelta(days=30)  # drivers and libraries change
 
 

@@ -9,30 +9,16 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import kohya_bases
 import psutil
 import pytest
-from kohya_bench import ROOT, Bench, assert_lora, open_bench, read_metadata
+from kohya_bench import ROOT, Bench, assert_lora, read_metadata
 from safetensors.numpy import load_file
 
 from pixelkit.engines.control import Control
 from pixelkit.engines.kohya import endings, resume
 from pixelkit.engines.kohya.watch import Watch
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def bench(sd_scripts: Path, tmp_path: Path) -> Iterator[Bench]:
-    yield from open_bench(sd_scripts, tmp_path)
-
-
-@pytest.fixture(scope="session")
-def toy(sd_scripts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return kohya_bases.make_toy(tmp_path_factory.mktemp("bases") / "toy")
 
 
 def test_whole_run_then_resumed(bench: Bench, toy: Path) -> None:

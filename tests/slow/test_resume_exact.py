@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import kohya_bases
 import pytest
-from kohya_bench import Bench, Training, open_bench, read_metadata
+from kohya_bench import Bench, Training, read_metadata
 from safetensors.numpy import load_file
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 # 5 batches an epoch: with accumulation 2 an epoch has 3 steps, of 2, 2 and 1 batches, so 12 steps have 4 epochs.
 CAPTIONS: dict[str, object] = {
@@ -21,16 +17,6 @@ CAPTIONS: dict[str, object] = {
     "caption_tag_dropout_rate": 0.2,
     "flip_aug": True,
 }
-
-
-@pytest.fixture
-def bench(sd_scripts: Path, tmp_path: Path) -> Iterator[Bench]:
-    yield from open_bench(sd_scripts, tmp_path)
-
-
-@pytest.fixture(scope="session")
-def toy(sd_scripts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return kohya_bases.make_toy(tmp_path_factory.mktemp("bases") / "toy")
 
 
 def read_losses(training: Training) -> dict[int, float]:

@@ -10,7 +10,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fake_engine import install
 from fake_runs import Runs, at_step
 from fake_trainer import ROOT
 
@@ -23,20 +22,12 @@ from pixelkit.progress import Event, Sample, Save, Step
 from pixelkit.ready import Choices, make_ready
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable
 
     from pixelkit.rundir import RunDir
 
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and groups of POSIX")
-
-
-@pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
-    here = Runs(tmp_path, install(tmp_path, monkeypatch))
-    yield here
-    assert not training.find_started(str(here.root)), "no trainer is left"
 
 
 # --- memory

@@ -12,11 +12,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fake_engine import install
 from fake_runs import COUNT, Runs, at_step
 from fake_trainer import ROOT
 
-from pixelkit import pipeline, training
+from pixelkit import pipeline
 from pixelkit.errors import DataError, PixelkitError, StorageError, TrainingError
 from pixelkit.progress import Event, Save
 
@@ -27,13 +26,6 @@ if TYPE_CHECKING:
     from pixelkit.ship import Shipment
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and groups of POSIX")
-
-
-@pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
-    here = Runs(tmp_path, install(tmp_path, monkeypatch))
-    yield here
-    assert not training.find_started(str(here.root)), "no trainer is left"
 
 
 # --- disks, folders, clocks

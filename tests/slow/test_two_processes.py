@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import kohya_bases
 import psutil
-import pytest
-from kohya_bench import Bench, assert_lora, open_bench, read_metadata
+from kohya_bench import Bench, assert_lora, read_metadata
 from safetensors.numpy import load_file
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 # 20 images at batch 2: 10 batches, 5 for each process, with accumulation 2 an epoch of 3 steps.
 OPTIONS: dict[str, Any] = {
@@ -26,16 +21,6 @@ OPTIONS: dict[str, Any] = {
     "captions": {"caption_dropout_rate": 0.3, "shuffle_caption": True},
     "save_precision": "float",
 }
-
-
-@pytest.fixture
-def bench(sd_scripts: Path, tmp_path: Path) -> Iterator[Bench]:
-    yield from open_bench(sd_scripts, tmp_path)
-
-
-@pytest.fixture(scope="session")
-def toy(sd_scripts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return kohya_bases.make_toy(tmp_path_factory.mktemp("bases") / "toy")
 
 
 def test_stopped_and_resumed(bench: Bench, toy: Path) -> None:
