@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 WAIT = 120.0
 """Seconds."""
 
-_PLACE = (
-    1 << 30
-)  # far behind what is written: on Windows nobody can read what is locked, and others shall read who holds it
+# Far behind what is written: on Windows nobody can read what is locked, and others shall read who holds it.
+_PLACE = 1 << 30
 
 
 @contextmanager
